@@ -1,0 +1,422 @@
+"""Every setting of a run: one dataclass a section, its reason beside each default, its rule in ``__post_init__``.
+
+The same flat keys (``section.field``) stand in ``pyproject.toml`` with the same defaults, because Flower wants them
+there; a test holds the two together. ``flower.toml`` and ``--set key=value`` override them. A value of ``"preset"``
+means that the preset decides (see ``presets.py``). What belongs to a site alone (where its videos lie, its device,
+its limits) is not here but in ``site.yaml``, which never travels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from spact_models.errors import UserError
+from spact_models.presets import PRESETS
+
+Scalar = bool | int | float | str
+PRESET: Any = "preset"  # typed Any so that a field keeps the type of its resolved value
+
+
+def require(condition: bool, name: str, value: object, rule: str) -> None:
+    """Raise a :class:`UserError` that names the field, its value and the rule it breaks."""
+    if not condition:
+        raise UserError(f"{name} = {value!r}, {rule}")
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    require(value in known, name, value, f"must be one of: {', '.join(known)}")
+
+
+def _positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        require(math.isfinite(value) and value > 0, name, value, "must be above 0")
+
+
+def _at_least(config: object, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        require(math.isfinite(value) and value >= least, name, value, f"must be at least {least}")
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """What f_T sees: ``frames`` frames, ``stride_frames`` apart, at the working size."""
+
+    frames: int = PRESET  # 16 in the paper
+    size_px: int = PRESET  # 112 in the paper; the anonymizer's working size, squashed to a square
+    stride_frames: int = PRESET  # 2 in the paper: every 2nd frame
+
+    def __post_init__(self) -> None:
+        _at_least(self, 2, "frames")
+        _at_least(self, 16, "size_px")
+        require(self.stride_frames >= 1, "stride_frames", self.stride_frames, "must be at least 1 (1 = every frame)")
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Clips for the action loss and view pairs for the privacy loss; the two are drawn independently."""
+
+    clips: int = PRESET  # 24 in the paper
+    views: int = PRESET  # 64 pairs in the paper; chance of the privacy loss is ln(2*views - 1)
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "clips")
+        require(self.views >= 2, "views", self.views, "must be at least 2 (a pair needs another pair as its negative)")
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """Where the two views of one scene come from."""
+
+    source: str = "frames"  # the paper's text: two frames of one video; "image": two crops of one picture (its runs)
+
+    def __post_init__(self) -> None:
+        _one_of("source", self.source, ("frames", "image"))
+
+
+@dataclass(frozen=True)
+class NetworksConfig:
+    """The three networks by name."""
+
+    anonymizer: str = PRESET  # frame (the paper's) | motion (also sees the frame before)
+    motion_input: str = "onebit"  # onebit | difference | frames; one bit leaks least of the three (docs/method.md)
+    anonymizer_channels: int = PRESET  # 64 in the paper
+    anonymizer_depth: int = PRESET  # 4 downs in the paper
+    output_noise: float = 0.0  # sigma of Gaussian noise on f_A's output, in training and in use
+    output_levels: int = 0  # quantise f_A's output to this many levels; 0 = continuous
+    action: str = PRESET  # r3d18 | r2plus1d18 | mc318 | tiny
+    privacy: str = PRESET  # resnet50 | resnet18 | tiny
+    norm: str = "group"  # batch only for faithful centralised reproduction: its statistics average badly and leak
+    action_weights: str = ""  # file with torchvision weights for f_T, or "hub"
+    privacy_weights: str = ""  # file with torchvision weights for f_B's trunk, or "hub"
+
+    def __post_init__(self) -> None:
+        _one_of("anonymizer", self.anonymizer, ("frame", "motion"))
+        _one_of("motion_input", self.motion_input, ("onebit", "difference", "frames"))
+        _one_of("action", self.action, ("r3d18", "r2plus1d18", "mc318", "tiny"))
+        _one_of("privacy", self.privacy, ("resnet50", "resnet18", "tiny"))
+        _one_of("norm", self.norm, ("group", "batch"))
+        _at_least(self, 1, "anonymizer_channels", "anonymizer_depth")
+        _at_least(self, 0, "output_noise", "output_levels")
+
+
+@dataclass(frozen=True)
+class GameConfig:
+    """The minimax game (method.md; SPAct section 3.3)."""
+
+    omega: float = 1.0  # weight of the privacy reward; 1 in the reference
+    temperature: float = 0.1  # NT-Xent; 0.1 in the reference
+    cap_reward: bool = True  # stop rewarding above chance: past it f_A beats this f_B, not privacy
+    critic_steps: int = PRESET  # critics' moves per anonymizer's move; 1 in the reference, and too few (docs/method.md)
+    catch_up_steps: int = PRESET  # critics' moves at the start of a round, to meet the averaged f_A
+    restart_privacy_rounds: int = 0  # begin a fresh f_B every so many minimax rounds; 0 = never
+    lr_anonymizer: float = PRESET  # Adam; 1e-4 in the reference
+    lr_action: float = PRESET
+    lr_privacy: float = PRESET
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "omega", "catch_up_steps", "restart_privacy_rounds")
+        _at_least(self, 1, "critic_steps")
+        _positive(self, "temperature", "lr_anonymizer", "lr_action", "lr_privacy")
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """Before the game: f_A copies, f_T learns on the copy, f_B learns to match views of it."""
+
+    steps: int = PRESET  # a round; each step trains all three networks once
+    lr_anonymizer: float = 1e-3  # as in the reference
+    lr_action: float = 1e-3
+    lr_privacy: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "steps")
+        _positive(self, "lr_anonymizer", "lr_action", "lr_privacy")
+
+
+@dataclass(frozen=True)
+class RoundsConfig:
+    """The schedule: warm-up rounds, then minimax rounds of whole cycles."""
+
+    warmup: int = PRESET
+    minimax: int = PRESET
+    cycles: int = PRESET  # a minimax round; one cycle = one anonymizer's move and critic_steps critics' moves
+    evaluate_every: int = 0  # sites evaluate the global networks every so many rounds; 0 = after the last one
+    timeout_seconds: float = 3600.0  # a site that has not replied by then is left out of the round
+    min_sites: int = 1  # valid replies that a round needs; below it the round changes nothing
+    max_void_rounds: int = 3  # so many in a row end the run
+    keep_checkpoints: int = 0  # the last k of them; 0 = all
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "warmup", "minimax", "evaluate_every", "keep_checkpoints")
+        _at_least(self, 1, "cycles", "min_sites", "max_void_rounds")
+        _positive(self, "timeout_seconds")
+        require(self.warmup + self.minimax >= 1, "minimax", self.minimax, "must be at least 1 when rounds.warmup is 0")
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """How the server turns the sites' mean difference into its next step."""
+
+    name: str = "fedavg"  # fedavg | fedprox | fedadam | fedavgm
+    learning_rate: float = 1.0  # of the server's step; 1 with fedavg is the plain mean
+    momentum: float = 0.9  # fedavgm
+    beta1: float = 0.9  # fedadam
+    beta2: float = 0.99  # fedadam
+    adaptivity: float = 1e-3  # fedadam's tau
+    proximal_mu: float = 0.01  # fedprox: pull of a site's weights towards the received ones
+    weighting: str = "examples"  # or "equal": every site weighs 1
+    max_examples: int = 10_000_000  # a site that claims more is not believed
+
+    def __post_init__(self) -> None:
+        _one_of("name", self.name, ("fedavg", "fedprox", "fedadam", "fedavgm"))
+        _one_of("weighting", self.weighting, ("examples", "equal"))
+        _positive(self, "learning_rate", "adaptivity", "max_examples")
+        for name in ("momentum", "beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
+        _at_least(self, 0, "proximal_mu")
+
+
+@dataclass(frozen=True)
+class WireConfig:
+    """What an update looks like on its way to the server."""
+
+    dtype: str = "float32"  # or "float16": half the bytes, three decimal digits of each difference
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, ("float32", "float16"))
+
+
+@dataclass(frozen=True)
+class ActionConfig:
+    """The agreed action set."""
+
+    classes: str = ""  # "fall,fight,wave"; empty: the labelled sites must all have the same list
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.classes.split(",") if name.strip())
+
+    def __post_init__(self) -> None:
+        names = self.names
+        require(len(set(names)) == len(names), "classes", self.classes, "names an action twice")
+        require(len(names) != 1, "classes", self.classes, "must name at least 2 actions (or none: the sites' own)")
+
+
+@dataclass(frozen=True)
+class SimulationConfig:
+    """How ``fedspact simulate`` deals one manifest out to simulated sites. A real federation reads none of it."""
+
+    sites: int = 3
+    partition_by: str = "iid"  # iid | site | source | action | a private attribute's column
+    alpha: float = 1.0  # Dirichlet concentration of each site's action mix with partition_by = action; small = skewed
+    test_share: float = 0.25  # held out by whole sources where the manifest has no split
+    unlabelled_sites: int = 0  # the last so many sites lose their action labels
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "sites")
+        _at_least(self, 0, "unlabelled_sites")
+        _positive(self, "alpha")
+        require(0 < self.test_share < 1, "test_share", self.test_share, "must be between 0 and 1")
+        rule = f"must be below simulation.sites = {self.sites}: one site at least must have labels"
+        require(self.unlabelled_sites < self.sites, "unlabelled_sites", self.unlabelled_sites, rule)
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """The fresh networks that judge a finished anonymizer (evaluation.md)."""
+
+    steps: int = PRESET  # optimizer steps of each fresh network
+    batch: int = PRESET
+    lr: float = 1e-3
+    train_clips: int = PRESET  # clips read of each training video
+    test_clips: int = PRESET  # clips read of each test video and averaged; 5 in the paper
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "steps", "batch", "train_clips", "test_clips")
+        _positive(self, "lr")
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """Whole-clip augmentation; the ranges are the reference's and live in ``views.AugmentConfig``."""
+
+    enabled: bool = True  # off only for tests and identities
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of one run's settings, resolved and checked. Build it with :func:`load_settings`."""
+
+    preset: str = "tiny"
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda | cuda:N; a site's own site.yaml wins
+    precision: str = "fp32"  # fp32 | bf16 (autocast)
+    run_dir: str = ""  # the run folder; empty: runs/<UTC time>
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    networks: NetworksConfig = field(default_factory=NetworksConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    game: GameConfig = field(default_factory=GameConfig)
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    wire: WireConfig = field(default_factory=WireConfig)
+    action: ActionConfig = field(default_factory=ActionConfig)
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+    def __post_init__(self) -> None:
+        _one_of("preset", self.preset, tuple(PRESETS))
+        _one_of("precision", self.precision, ("fp32", "bf16"))
+        require(0 <= self.seed < 2**63, "seed", self.seed, "must be from 0 to 2^63 - 1")
+        known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None
+        require(known, "device", self.device, "must be auto, cpu, cuda or cuda:N")
+        if self.views.source == "image" and self.networks.anonymizer == "motion":
+            raise UserError(
+                "views.source = 'image', cannot serve networks.anonymizer = 'motion': two crops of one picture hold no "
+                "motion. Use views.source = 'frames' or networks.anonymizer = 'frame'."
+            )
+
+    @property
+    def action_classes(self) -> tuple[str, ...]:
+        """The action names that ``action.classes`` lists; empty when the sites' own lists decide."""
+        return self.action.names
+
+    @property
+    def total_rounds(self) -> int:
+        """Warm-up and minimax rounds together."""
+        return self.rounds.warmup + self.rounds.minimax
+
+    def phase(self, server_round: int) -> str:
+        """``"warmup"`` or ``"minimax"`` for a 1-based round."""
+        return "warmup" if server_round <= self.rounds.warmup else "minimax"
+
+    def flat(self) -> dict[str, Scalar]:
+        """The resolved settings as flat keys, such that ``load_settings(s.flat()) == s``."""
+        out: dict[str, Scalar] = {}
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if dataclasses.is_dataclass(value):
+                out.update({f"{spec.name}.{f.name}": getattr(value, f.name) for f in fields(value)})
+            else:
+                out[spec.name] = value
+        return out
+
+
+SECTIONS: dict[str, type] = {
+    f.name: typing.cast(type, f.default_factory)
+    for f in fields(Settings)
+    if f.default_factory is not dataclasses.MISSING
+}
+
+
+def default_config() -> dict[str, Scalar]:
+    """Every key with its default, ``"preset"`` where the preset decides: what pyproject.toml must hold."""
+    out: dict[str, Scalar] = {f.name: f.default for f in fields(Settings) if f.name not in SECTIONS}
+    for section, cls in SECTIONS.items():
+        out.update({f"{section}.{f.name}": f.default for f in fields(cls)})
+    return out
+
+
+def load_settings(overrides: Mapping[str, object]) -> Settings:
+    """Check flat overrides against the known keys, fill in the preset, build :class:`Settings`.
+
+    Raises:
+        UserError: an unknown key (naming the nearest known one), a value of the wrong type or outside its rule.
+    """
+    defaults = default_config()
+    for key in overrides:
+        if key not in defaults:
+            near = difflib.get_close_matches(key, defaults, n=1, cutoff=0.0)
+            raise UserError(f"{key}: no such setting. The nearest known one is {near[0]!r}.")
+    chosen = {**defaults, **overrides}
+    preset = chosen["preset"]
+    if preset not in PRESETS:
+        raise UserError(f"preset = {preset!r}, must be one of: {', '.join(PRESETS)}")
+    decided = PRESETS[str(preset)]
+    for key, value in chosen.items():
+        if value == "preset":
+            if key not in decided:
+                raise UserError(f"{key} = 'preset', but no preset decides it; the default is {defaults[key]!r}")
+            chosen[key] = decided[key]
+    top = {name: _typed(Settings, name, name, chosen[name]) for name in defaults if "." not in name}
+    sections = {name: _build_section(name, cls, chosen) for name, cls in SECTIONS.items()}
+    return Settings(**top, **sections)
+
+
+def _build_section(section: str, cls: type, chosen: Mapping[str, object]) -> Any:
+    values = {f.name: _typed(cls, f.name, f"{section}.{f.name}", chosen[f"{section}.{f.name}"]) for f in fields(cls)}
+    try:
+        return cls(**values)
+    except UserError as error:
+        raise UserError(f"{section}.{error}") from None
+
+
+def _typed(cls: type, name: str, key: str, value: object) -> Any:
+    wanted = typing.get_type_hints(cls)[name]
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if wanted is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
+        return value
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    raise UserError(f"{key} = {value!r}, must be {words[wanted]}")
+
+
+def read_config_file(path: Path) -> dict[str, Scalar]:
+    """Flat overrides from a TOML file such as ``flower.toml``; nested tables become dotted keys.
+
+    Raises:
+        UserError: the file is missing, is not TOML, or holds a value that is not a scalar.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror or error}. Name a TOML file such as flower.toml.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not valid TOML ({error}).") from None
+    return _flatten(tree, path, "")
+
+
+def _flatten(tree: Mapping[str, object], path: Path, prefix: str) -> dict[str, Scalar]:
+    out: dict[str, Scalar] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            out.update(_flatten(value, path, f"{prefix}{name}."))
+        elif isinstance(value, bool | int | float | str):
+            out[prefix + name] = value
+        else:
+            raise UserError(f"{path}: {prefix}{name} = {value!r}, must be a single number, text or true/false")
+    return out
+
+
+def parse_assignment(text: str) -> tuple[str, Scalar]:
+    """``"game.omega=0.5"`` -> ``("game.omega", 0.5)``; the value is TOML, or plain text when it is not.
+
+    Raises:
+        UserError: there is no ``=``.
+    """
+    key, equals, value = text.partition("=")
+    key, value = key.strip(), value.strip()
+    if not equals or not key:
+        raise UserError(f"--set {text!r}, must be KEY=VALUE, for example --set game.omega=0.5")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    if not isinstance(parsed, bool | int | float | str):
+        raise UserError(f"--set {text!r}: the value must be a single number, text or true/false")
+    return key, parsed

@@ -1,0 +1,40 @@
+import pytest
+import safetensors.torch
+import torch
+
+from spact_models.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from spact_models.errors import UserError
+
+
+def test_round_trip(tmp_path):
+    tensors = {"a": torch.randn(3, 2), "b.c": torch.arange(4)}
+    save_checkpoint(tmp_path / "x.safetensors", tensors, {"classes": ["fall", "wave"], "round": 3})
+    checkpoint = load_checkpoint(tmp_path / "x.safetensors")
+    assert checkpoint.header["classes"] == ["fall", "wave"]
+    assert checkpoint.header["round"] == 3
+    for name, value in tensors.items():
+        torch.testing.assert_close(checkpoint.tensors[name], value)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_is_no_checkpoint_is_a_users_mistake(tmp_path):
+    missing, text, foreign, newer = (tmp_path / name for name in ("missing", "text", "foreign", "newer"))
+    text.write_text("hello")
+    safetensors.torch.save_file({"a": torch.zeros(1)}, foreign)
+    save_checkpoint(newer, {"a": torch.zeros(1)}, {"format_version": 99})
+    for path, words in ((missing, "not a checkpoint"), (text, "not a checkpoint"), (foreign, "header"), (newer, "format 99")):
+        with pytest.raises(UserError, match=words):
+            load_checkpoint(path)
