@@ -92,6 +92,9 @@ class NetworksConfig:
     motion_input: str = "onebit"  # onebit | difference | frames; one bit leaks least of the three (docs/method.md)
     anonymizer_channels: int = PRESET  # 64 in the paper
     anonymizer_depth: int = PRESET  # 4 downs in the paper
+    anonymizer_patch_px: int = PRESET  # 1 in the paper; 2: the U-Net works at half the size, a quarter of the work
+    anonymizer_input_skip: bool = PRESET  # not in the paper: the last layer sees the input, so copying is quickly learned
+    motion_threshold: float = 0.15  # of the one-bit picture: above sensor noise, below a moving limb
     output_noise: float = 0.0  # sigma of Gaussian noise on f_A's output, in training and in use
     output_levels: int = 0  # quantise f_A's output to this many levels; 0 = continuous
     action: str = PRESET  # r3d18 | r2plus1d18 | mc318 | tiny
@@ -106,7 +109,8 @@ class NetworksConfig:
         _one_of("action", self.action, ("r3d18", "r2plus1d18", "mc318", "tiny"))
         _one_of("privacy", self.privacy, ("resnet50", "resnet18", "tiny"))
         _one_of("norm", self.norm, ("group", "batch"))
-        _at_least(self, 1, "anonymizer_channels", "anonymizer_depth")
+        _at_least(self, 1, "anonymizer_channels", "anonymizer_depth", "anonymizer_patch_px")
+        require(0 < self.motion_threshold < 1, "motion_threshold", self.motion_threshold, "must be between 0 and 1")
         _at_least(self, 0, "output_noise", "output_levels")
 
 
