@@ -1,0 +1,301 @@
+"""f_A, the anonymizer: a clip in, an anonymised clip of the same shape out (paper, 3.1).
+
+Two kinds behind one call. `frame` is the paper's U-Net, which sees one frame at a time and must guess what moves.
+`motion` feeds the same U-Net with what changed since the previous frame, so that the look of things can be left out
+before the first layer. Everything called like an anonymizer, trained or not, is a `ClipTransform`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spact_models.errors import UserError
+from spact_models.norms import Norm, check_norm, make_norm
+from spact_models.views import GREY_WEIGHTS
+
+Kind = Literal["frame", "motion"]
+MotionInput = Literal["onebit", "difference", "frames"]
+
+INPUT_CHANNELS = {"onebit": 1, "difference": 1, "frames": 6}
+DIFFERENCE_GAIN = 3.0  # grey differences of real footage are faint; × 3 spreads them over [0, 1]
+
+
+class ClipTransform(nn.Module):
+    """What turns clips into clips: anonymizers and obfuscations alike.
+
+    `history` is the number of earlier frames each output frame needs. A clip carries that many lead-in frames in
+    front; `transform` consumes them.
+    """
+
+    history: int = 0
+
+    def transform(self, clip_BCTHW: Tensor) -> Tensor:
+        """(B,3,T,H,W) with `history` lead-in frames, in [0, 1] -> (B,3,T-history,H,W) in [0, 1]."""
+        raise NotImplementedError
+
+    def forward(self, clip_BCTHW: Tensor) -> Tensor:
+        """Same shape out: the first `history` frames, which have nothing before them, are black and never raw.
+
+        The clip is taken as the start of a stream or the first frames after a cut.
+        """
+        batch, _, frames, height, width = clip_BCTHW.shape
+        black = clip_BCTHW.new_zeros(batch, 3, min(self.history, frames), height, width)
+        if frames <= self.history:
+            return black
+        return torch.cat([black, self.transform(clip_BCTHW)], dim=2) if self.history else self.transform(clip_BCTHW)
+
+
+def represent(transform: ClipTransform, clip_BCTHW: Tensor, lead_in_frames: int) -> Tensor:
+    """Transform a clip read with `lead_in_frames` in front: (B,3,T,H,W) -> (B,3,T-lead_in_frames,H,W).
+
+    Lead-in beyond the transform's own history is dropped, so transforms with and without history see the same
+    clip of the same loader and answer for the same frames.
+    """
+    surplus = lead_in_frames - transform.history
+    if surplus < 0:
+        raise ValueError(f"clips carry {lead_in_frames} lead-in frames, the transform needs {transform.history}")
+    return transform.transform(clip_BCTHW[:, :, surplus:])
+
+
+def per_frame(network: Callable[[Tensor], Tensor], clip_BCTHW: Tensor) -> Tensor:
+    """Apply a picture network to every frame: (B,C,T,H,W) -> (B,C',T,H',W'). The only place that folds time.
+
+    C and T change places before the fold; a plain reshape would hand the network three moments of one colour as RGB.
+    Frames of a clip stay neighbours (clip-major), which is what per-clip gradient clipping sums over.
+    """
+    batch, channels, frames, height, width = clip_BCTHW.shape
+    frames_NCHW = clip_BCTHW.permute(0, 2, 1, 3, 4).reshape(batch * frames, channels, height, width)
+    mapped_NCHW = network(frames_NCHW)
+    return mapped_NCHW.reshape(batch, frames, *mapped_NCHW.shape[1:]).permute(0, 2, 1, 3, 4)
+
+
+def grey(clip_BCTHW: Tensor) -> Tensor:
+    """(B,3,T,H,W) -> (B,1,T,H,W): BT.601 luma."""
+    red, green, blue = clip_BCTHW.unbind(dim=1)
+    return (GREY_WEIGHTS[0] * red + GREY_WEIGHTS[1] * green + GREY_WEIGHTS[2] * blue).unsqueeze(1)
+
+
+def grey_difference(clip_BCTHW: Tensor) -> Tensor:
+    """(B,3,T,H,W) -> (B,1,T-1,H,W): |grey - previous grey| × 3, cut at 1."""
+    grey_B1THW = grey(clip_BCTHW)
+    change = (grey_B1THW[:, :, 1:] - grey_B1THW[:, :, :-1]).abs()
+    return (DIFFERENCE_GAIN * change).clamp(max=1.0)
+
+
+def onebit_difference(clip_BCTHW: Tensor, threshold: float) -> Tensor:
+    """(B,3,T,H,W) -> (B,1,T-1,H,W): 1 where the colour channel that changed most did so by more than `threshold`."""
+    change = (clip_BCTHW[:, :, 1:] - clip_BCTHW[:, :, :-1]).abs().amax(dim=1, keepdim=True)
+    return (change > threshold).to(clip_BCTHW.dtype)
+
+
+@dataclass(frozen=True)
+class AnonymizerConfig:
+    """What an f_A is. Travels inside its checkpoint: what was judged is what a user gets."""
+
+    kind: Kind = "frame"  # the paper's
+    motion_input: MotionInput = "onebit"  # the least look before the first layer; unread by kind "frame"
+    threshold: float = 0.15  # of the one-bit picture: above sensor noise, below a moving limb
+    output_noise: float = 0.0  # standard deviation, in training and in use; 0 = same frame, same answer
+    output_levels: int = 0  # values each channel may take; 0 = continuous
+    base_channels: int = 64  # the paper's
+    depth: int = 4  # halvings; the paper's
+    patch_px: int = 1  # the U-Net works on patches of this side; 2 quarters its work, 1 is the paper's
+    # The last layer sees the input too, and starts by copying it. Group norm takes brightness out of every layer: a
+    # small network without this is 0.07 (L1) from the identity after 400 warm-up steps, with it 0.02 after 60. Not in
+    # the paper.
+    input_skip: bool = False
+    norm: Norm = "group"
+    size_px: int = 112  # working size: frames are brought to it, anonymised and brought back
+    stride_frames: int = 2  # distance in the video between a frame and its predecessor
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise UserError(f'anonymizer.kind = "{self.kind}", must be "frame" or "motion"')
+        if self.motion_input not in get_args(MotionInput):
+            raise UserError(
+                f'anonymizer.motion_input = "{self.motion_input}", must be "onebit", "difference" or "frames"'
+            )
+        if not 0.0 < self.threshold < 1.0:
+            raise UserError(f"anonymizer.threshold = {self.threshold}, must lie between 0 and 1 (0.15 = default)")
+        if not 0.0 <= self.output_noise <= 1.0:
+            raise UserError(f"anonymizer.output_noise = {self.output_noise}, must be within 0 and 1 (0 = none)")
+        if not (self.output_levels == 0 or 2 <= self.output_levels <= 256):
+            raise UserError(f"anonymizer.output_levels = {self.output_levels}, must be 2…256 (0 = continuous)")
+        for name, least in {"base_channels": 1, "depth": 1, "patch_px": 1, "size_px": 8, "stride_frames": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"anonymizer.{name} = {getattr(self, name)}, must be at least {least}")
+        check_norm(self.norm)
+
+    @property
+    def history(self) -> int:
+        """Lead-in frames the anonymizer consumes: known without building it."""
+        return 1 if self.kind == "motion" else 0
+
+    @property
+    def input_channels(self) -> int:
+        """Planes the U-Net sees."""
+        return INPUT_CHANNELS[self.motion_input] if self.kind == "motion" else 3
+
+
+class DoubleConv(nn.Sequential):
+    """(3×3 convolution, norm, ReLU) twice: one level of the U-Net."""
+
+    def __init__(self, channels_in: int, channels_between: int, channels_out: int, norm: Norm) -> None:
+        super().__init__(
+            nn.Conv2d(channels_in, channels_between, 3, padding=1),
+            make_norm(norm, channels_between, 2),
+            nn.ReLU(),
+            nn.Conv2d(channels_between, channels_out, 3, padding=1),
+            make_norm(norm, channels_out, 2),
+            nn.ReLU(),
+        )
+
+
+class UNet(nn.Module):
+    """Pictures (N,C,H,W) of any size -> pictures (N,3,H,W) in [0, 1], by a sigmoid.
+
+    With 64 base channels, 4 halvings, patches of 1 and batch norm this is the paper's network of 17.27 M parameters
+    (U-Net with bilinear up-sampling, so that the lowest level has 512 channels and not 1024).
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        base_channels: int,
+        depth: int,
+        norm: Norm,
+        patch_px: int = 1,
+        input_skip: bool = False,
+    ) -> None:
+        super().__init__()
+        self.patch_px, self.depth, self.input_skip = patch_px, depth, input_skip
+        planes_in = channels_in * patch_px**2
+        widths = [base_channels * 2**level for level in range(depth + 1)]
+        widths[-1] //= 2  # bilinear up-sampling keeps the channel count, so the lowest level is halved instead
+        self.entry = DoubleConv(planes_in, widths[0], widths[0], norm)
+        self.downs = nn.ModuleList(DoubleConv(widths[i], widths[i + 1], widths[i + 1], norm) for i in range(depth))
+        ups = []
+        below = widths[-1]
+        for level in reversed(range(depth)):
+            joined = below + widths[level]
+            above = widths[level] // 2 if level else widths[level]
+            ups.append(DoubleConv(joined, joined // 2, above, norm))
+            below = above
+        self.ups = nn.ModuleList(ups)
+        self.exit = nn.Conv2d(widths[0] + (planes_in if input_skip else 0), 3 * patch_px**2, 1)
+        if input_skip and channels_in in (1, 3):
+            self._start_as_copy(planes_in)
+
+    def forward(self, pictures_NCHW: Tensor) -> Tensor:
+        height, width = pictures_NCHW.shape[-2:]
+        patches = functional.pixel_unshuffle(self._padded(pictures_NCHW), self.patch_px)
+        level = self.entry(patches)
+        skips = []
+        for down in self.downs:
+            skips.append(level)
+            level = down(functional.max_pool2d(level, 2))
+        for up in self.ups:
+            raised = functional.interpolate(level, scale_factor=2, mode="bilinear", align_corners=True)
+            level = up(torch.cat([skips.pop(), raised], dim=1))
+        if self.input_skip:
+            level = torch.cat([level, patches], dim=1)
+        logits_NCHW = functional.pixel_shuffle(self.exit(level), self.patch_px)
+        return torch.sigmoid(logits_NCHW[:, :, :height, :width])
+
+    @torch.no_grad()
+    def _start_as_copy(self, planes_in: int) -> None:
+        """Let the last layer begin as sigmoid(4 x - 2) ≈ x of the picture, one plane serving all three colours."""
+        planes_out = self.exit.out_channels
+        copy = torch.eye(planes_in, device=self.exit.weight.device).repeat(planes_out // planes_in, 1)
+        self.exit.weight[:, -planes_in:, 0, 0] = 4.0 * copy
+        assert self.exit.bias is not None
+        self.exit.bias.fill_(-2.0)
+
+    def _padded(self, pictures_NCHW: Tensor) -> Tensor:
+        """Repeat the last row and column until every level halves evenly."""
+        unit = self.patch_px * 2**self.depth
+        below, right = (-pictures_NCHW.shape[-2]) % unit, (-pictures_NCHW.shape[-1]) % unit
+        if not below and not right:
+            return pictures_NCHW
+        return functional.pad(pictures_NCHW, (0, right, 0, below), mode="replicate")
+
+
+class Anonymizer(ClipTransform):
+    """f_A. RGB clips in [0, 1] in and out; `history` is 0 for kind "frame", 1 for kind "motion"."""
+
+    def __init__(self, config: AnonymizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.history = config.history
+        self.unet = UNet(
+            config.input_channels,
+            config.base_channels,
+            config.depth,
+            config.norm,
+            patch_px=config.patch_px,
+            input_skip=config.input_skip,
+        )
+
+    def transform(self, clip_BCTHW: Tensor) -> Tensor:
+        return self._finish(per_frame(self.unet, self.picture(clip_BCTHW)))
+
+    def picture(self, clip_BCTHW: Tensor) -> Tensor:
+        """What the U-Net sees: (B,3,T,H,W) -> (B, input_channels, T-history, H, W) in [0, 1]."""
+        if self.config.kind == "frame":
+            return clip_BCTHW
+        if self.config.motion_input == "onebit":
+            return onebit_difference(clip_BCTHW, self.config.threshold)
+        if self.config.motion_input == "difference":
+            return grey_difference(clip_BCTHW)
+        return torch.cat([clip_BCTHW[:, :, :-1], clip_BCTHW[:, :, 1:]], dim=1)
+
+    def target(self, clip_BCTHW: Tensor) -> Tensor:
+        """What warm-up teaches f_A to copy, as RGB: (B,3,T,H,W) -> (B,3,T-history,H,W).
+
+        A frame anonymizer starts as the identity (paper, 4); a motion anonymizer as the motion picture it is fed,
+        and as the grey difference where it is fed two whole frames.
+        """
+        if self.config.kind == "frame":
+            return clip_BCTHW
+        picture = grey_difference(clip_BCTHW) if self.config.motion_input == "frames" else self.picture(clip_BCTHW)
+        return picture.expand(-1, 3, -1, -1, -1)
+
+    def at_any_size(self, clip_BCTHW: Tensor) -> Tensor:
+        """Bring to the working size, anonymise, bring back: what was judged is what is seen, at any size.
+
+        A clip that starts a stream or follows a cut: its first `history` frames come back black.
+        """
+        height, width = clip_BCTHW.shape[-2:]
+        size = self.config.size_px
+        if (height, width) == (size, size):
+            return self.forward(clip_BCTHW)
+        working = per_frame(lambda frames_NCHW: _resized(frames_NCHW, size, size), clip_BCTHW)
+        anonymised = self.forward(working)
+        return per_frame(lambda frames_NCHW: _resized(frames_NCHW, height, width), anonymised).clamp(0.0, 1.0)
+
+    def _finish(self, clip_BCTHW: Tensor) -> Tensor:
+        """Noise, then levels: the last things before a frame leaves, alike in training and in use.
+
+        Noise comes from torch's global generator of the clip's device. The gradient passes through rounding as if
+        it were not there.
+        """
+        if self.config.output_noise > 0.0:
+            noise = self.config.output_noise * torch.randn_like(clip_BCTHW)
+            clip_BCTHW = (clip_BCTHW + noise).clamp(0.0, 1.0)
+        if self.config.output_levels:
+            steps = self.config.output_levels - 1
+            rounded = torch.round(clip_BCTHW * steps) / steps
+            clip_BCTHW = clip_BCTHW + (rounded - clip_BCTHW).detach()
+        return clip_BCTHW
+
+
+def _resized(frames_NCHW: Tensor, height: int, width: int) -> Tensor:
+    return functional.interpolate(
+        frames_NCHW, size=(height, width), mode="bilinear", align_corners=False, antialias=True
+    )
