@@ -1,0 +1,163 @@
+"""SPAct's minimax game (CVPR 2022, section 3.3): two moves, and how they alternate.
+
+The anonymizer f_A wants f_T to see the action and f_B to see nothing; the critics f_T and f_B want to see. A
+network that holds still is in evaluation mode, its weights take no gradient, and where nothing upstream of it
+learns no graph is built at all: the reference also differentiates through f_A in the critics' move, for nothing.
+
+Where we differ from the reference: the privacy reward stops at chance (``cap_reward``), because beyond it f_A
+learns to confuse *this* f_B and not to hide; several critics' moves answer each of the anonymizer's
+(``critic_steps``), because a slow f_B is beaten without anything being hidden; clips without a label are taught by
+the warm-up teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spact_models.anonymizer import Anonymizer
+from spact_models.losses import action_loss, chance_level, nt_xent
+from spact_models.settings import GameConfig
+from spact_models.views import Batch
+
+
+@dataclass
+class Player:
+    """One network, the optimizer that moves it, and (FedProx) the point that it is pulled towards."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    proximal_mu: float = 0.0
+    anchor: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def learn(self) -> None:
+        self.network.train().requires_grad_(True)
+
+    def hold(self) -> None:
+        self.network.eval().requires_grad_(False)
+
+    def descend(self, loss: Tensor) -> None:
+        """One optimizer step down ``loss`` + mu/2 ||theta - anchor||^2."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for name, parameter in self.network.named_parameters():
+            if name in self.anchor and parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - self.anchor[name], alpha=self.proximal_mu)
+        self.optimizer.step()
+
+
+@dataclass
+class Players:
+    """The three players; ``teacher`` is the frozen warm-up f_T, for clips without a label."""
+
+    anonymizer: Player
+    action: Player
+    privacy: Player
+    teacher: nn.Module | None = None
+    precision: str = "fp32"
+
+    @property
+    def f_A(self) -> Anonymizer:
+        network = self.anonymizer.network
+        assert isinstance(network, Anonymizer)
+        return network
+
+    def autocast(self, device: torch.device) -> Any:
+        """bf16 autocast for the forward passes where ``precision`` asks for it; losses stay in float32."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What one move saw, detached (0-dim tensors on the device: reading them is what would wait for a GPU)."""
+
+    action: Tensor
+    privacy: Tensor
+
+
+def critics_move(players: Players, batch: Batch, config: GameConfig) -> Losses:
+    """f_A holds still; f_T descends L_T and f_B descends L_B on what it puts out."""
+    players.anonymizer.hold()
+    players.action.learn()
+    players.privacy.learn()
+    with torch.no_grad(), players.autocast(batch.clips_BCTHW.device):
+        clips_BCTHW = players.f_A.transform(batch.clips_BCTHW)
+        first_NCHW, second_NCHW = anonymized_views(players.f_A, batch)
+    loss_T = loss_action(players, clips_BCTHW, batch)
+    players.action.descend(loss_T)
+    loss_B = loss_privacy(players, first_NCHW, second_NCHW, config)
+    players.privacy.descend(loss_B)
+    return Losses(loss_T.detach(), loss_B.detach())
+
+
+def anonymizer_move(players: Players, batch: Batch, config: GameConfig) -> Losses:
+    """f_T and f_B hold still; f_A descends L_T - omega * L_B, the reward capped at chance."""
+    players.anonymizer.learn()
+    players.action.hold()
+    players.privacy.hold()
+    with players.autocast(batch.clips_BCTHW.device):
+        clips_BCTHW = players.f_A.transform(batch.clips_BCTHW)
+        first_NCHW, second_NCHW = anonymized_views(players.f_A, batch)
+    loss_T = loss_action(players, clips_BCTHW, batch)
+    loss_B = loss_privacy(players, first_NCHW, second_NCHW, config)
+    reward = loss_B.clamp(max=chance_level(first_NCHW.shape[0])) if config.cap_reward else loss_B
+    players.anonymizer.descend(loss_T - config.omega * reward)
+    return Losses(loss_T.detach(), loss_B.detach())
+
+
+def play(players: Players, batches: Iterator[Batch], config: GameConfig, cycles: int) -> list[Losses]:
+    """One local round: the critics meet the new f_A, then whole cycles, each move on its own batch.
+
+    A cycle is one anonymizer's move and ``critic_steps`` critics' moves; never a part of one, so that every site
+    ends a round in the same phase of the game.
+
+    Returns:
+        The losses of every critics' move, in order: what the critics could see of what f_A put out.
+    """
+    seen = [critics_move(players, next(batches), config) for _ in range(config.catch_up_steps)]
+    for _ in range(cycles):
+        anonymizer_move(players, next(batches), config)
+        seen.extend(critics_move(players, next(batches), config) for _ in range(config.critic_steps))
+    return seen
+
+
+def anonymized_views(f_A: Anonymizer, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Both views through f_A: two (N, 3, H, W). One pass for both unless BatchNorm would mix their statistics."""
+    if _normalises_by_batch(f_A):
+        return f_A.transform(batch.first_NCTHW)[:, :, -1], f_A.transform(batch.second_NCTHW)[:, :, -1]
+    both_MCHW = f_A.transform(torch.cat([batch.first_NCTHW, batch.second_NCTHW]))[:, :, -1]
+    first_NCHW, second_NCHW = both_MCHW.chunk(2)
+    return first_NCHW, second_NCHW
+
+
+def loss_action(players: Players, clips_BCTHW: Tensor, batch: Batch) -> Tensor:
+    """L_T of anonymised clips; the teacher sees the picture that f_A copied in warm-up, which stays at the site."""
+    device = clips_BCTHW.device
+    with players.autocast(device):
+        logits_BK = players.action.network(clips_BCTHW)
+    teacher_BK = None
+    if players.teacher is not None and bool((batch.labels_B < 0).any()):
+        with torch.no_grad(), players.autocast(device):
+            teacher_BK = players.teacher(players.f_A.target(batch.clips_BCTHW))
+    return action_loss(logits_BK, batch.labels_B, teacher_BK)
+
+
+def loss_privacy(players: Players, first_NCHW: Tensor, second_NCHW: Tensor, config: GameConfig) -> Tensor:
+    """L_B of two anonymised views of each scene."""
+    f_B = players.privacy.network
+    with players.autocast(first_NCHW.device):
+        if _normalises_by_batch(f_B):
+            first_ND, second_ND = f_B(first_NCHW), f_B(second_NCHW)
+        else:
+            first_ND, second_ND = f_B(torch.cat([first_NCHW, second_NCHW])).chunk(2)
+    return nt_xent(first_ND, second_ND, config.temperature)
+
+
+def _normalises_by_batch(network: nn.Module) -> bool:
+    if not network.training:
+        return False
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())

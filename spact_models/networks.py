@@ -1,0 +1,137 @@
+"""From settings to the three networks, and back from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spact_models import __version__
+from spact_models.action import build_action
+from spact_models.anonymizer import Anonymizer, AnonymizerConfig
+from spact_models.checkpoint import Checkpoint, load_checkpoint
+from spact_models.errors import UserError
+from spact_models.exchange import ACTION, ANONYMIZER, branch
+from spact_models.pretrained import load_pretrained
+from spact_models.privacy import build_privacy
+from spact_models.seeds import seeded
+from spact_models.settings import Settings, load_settings
+
+BUFFERS = "buffers."  # checkpoints of centralised runs also hold BatchNorm's statistics, under this prefix
+
+
+@dataclass
+class Networks:
+    """The two shared networks, f_A and f_T."""
+
+    anonymizer: Anonymizer
+    action: nn.Module
+
+
+def anonymizer_config(settings: Settings) -> AnonymizerConfig:
+    """The anonymizer that the settings describe, at the clip's working size and stride."""
+    named = _checked_names(settings)
+    return AnonymizerConfig(
+        kind=named.anonymizer,
+        motion_input=named.motion_input,
+        base_channels=named.anonymizer_channels,
+        depth=named.anonymizer_depth,
+        patch_px=named.anonymizer_patch_px,
+        input_skip=named.anonymizer_input_skip,
+        threshold=named.motion_threshold,
+        norm=named.norm,
+        output_noise=named.output_noise,
+        output_levels=named.output_levels,
+        size_px=settings.clip.size_px,
+        stride_frames=settings.clip.stride_frames,
+    )
+
+
+def build_networks(settings: Settings, classes: Sequence[str]) -> Networks:
+    """f_A and f_T, initialised by ``settings.seed`` alone, so that every party builds the same."""
+    with seeded("anonymizer", settings.seed):
+        anonymizer = Anonymizer(anonymizer_config(settings))
+    with seeded("action", settings.seed):
+        named = _checked_names(settings)
+        action = build_action(named.action, len(classes), named.norm)
+    if settings.networks.action_weights:
+        load_pretrained(action, settings.networks.action, weights_source(settings.networks.action_weights))
+    return Networks(anonymizer, action)
+
+
+def build_privacy_network(settings: Settings, *seed: int | str) -> nn.Module:
+    """A site's own f_B; ``seed`` names the site and how often f_B has begun anew."""
+    with seeded("privacy", settings.seed, *seed):
+        named = _checked_names(settings)
+        privacy = build_privacy(named.privacy, named.norm)
+    if settings.networks.privacy_weights:
+        load_pretrained(privacy, settings.networks.privacy, weights_source(settings.networks.privacy_weights))
+    return privacy
+
+
+def _checked_names(settings: Settings) -> Any:
+    """``settings.networks`` for those who take names as literal types: the settings have checked them."""
+    return settings.networks
+
+
+def weights_source(text: str) -> Any:
+    """``hub`` or a file, as the settings name it."""
+    return "hub" if text == "hub" else Path(text).expanduser()
+
+
+def checkpoint_header(settings: Settings, classes: Sequence[str], **more: object) -> dict[str, Any]:
+    """What a checkpoint says of itself: enough to build its networks, and which versions wrote it."""
+    versions = {"fedspact": __version__, "torch": torch.__version__}
+    return {"settings": settings.flat(), "classes": list(classes), "versions": versions, **more}
+
+
+def networks_from_checkpoint(checkpoint: Checkpoint) -> tuple[Networks, Settings, list[str]]:
+    """Rebuild f_A and f_T from a self-describing checkpoint, in evaluation mode.
+
+    Raises:
+        UserError: BatchNorm statistics are missing because they stayed at the sites.
+    """
+    settings = load_settings({**checkpoint.header["settings"], "networks.action_weights": ""})
+    classes = list(checkpoint.header["classes"])
+    networks = build_networks(settings, classes)
+    _fill(networks.anonymizer, checkpoint.tensors, ANONYMIZER)
+    _fill(networks.action, checkpoint.tensors, ACTION)
+    networks.anonymizer.eval()
+    networks.action.eval()
+    return networks, settings, classes
+
+
+def load_anonymizer(path: Path) -> tuple[Anonymizer, Settings, list[str]]:
+    """f_A alone, in evaluation mode, with the settings and action classes that it was trained with.
+
+    Raises:
+        UserError: no checkpoint of ours, or one without an anonymizer that can be used here.
+    """
+    checkpoint = load_checkpoint(path)
+    settings = load_settings({**checkpoint.header["settings"], "networks.action_weights": ""})
+    with seeded("anonymizer", settings.seed):
+        anonymizer = Anonymizer(anonymizer_config(settings))
+    _fill(anonymizer, checkpoint.tensors, ANONYMIZER)
+    return anonymizer.eval(), settings, list(checkpoint.header["classes"])
+
+
+def buffers_of(networks: Networks) -> dict[str, Tensor]:
+    """BatchNorm's statistics by checkpoint name; empty with GroupNorm."""
+    named = {ANONYMIZER: networks.anonymizer, ACTION: networks.action}
+    return {f"{BUFFERS}{prefix}{name}": value for prefix, net in named.items() for name, value in net.named_buffers()}
+
+
+def _fill(network: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
+    state = {**branch(tensors, prefix), **branch(tensors, BUFFERS + prefix)}
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    if any(name.endswith(("running_mean", "running_var")) for name in missing):
+        raise UserError(
+            f"this checkpoint holds no BatchNorm statistics for {prefix[:-1]}: with networks.norm = 'batch' they stay "
+            "at the sites. Train with networks.norm = 'group', or centralised."
+        )
+    if missing or unexpected:
+        raise UserError(f"checkpoint and settings disagree: missing {missing[:3]}, unexpected {unexpected[:3]}")
