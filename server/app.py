@@ -23,7 +23,7 @@ from server.join import Roster, wait_for_nodes
 from server.records import RoundRecord
 from server.runs import RunFolder, default_run_path
 from server.strategy import FedSPAct
-from spact_models.errors import RunStopped
+from spact_models.errors import RunStopped, UserError
 from spact_models.exchange import snapshot
 from spact_models.networks import build_networks, checkpoint_header
 from spact_models.settings import Settings, load_settings
@@ -89,9 +89,9 @@ def run_federation(
         RunStopped: too few sites in time, or too many void rounds in a row.
     """
     started = time.monotonic()
-    run_folder.begin(settings.flat())
     arrivals = ArrivalGrid(grid)
     roster = _gather(arrivals, settings, run_folder.federation)
+    run_folder.begin(settings.flat())  # not before: a folder of a run that never began can be used again
     networks = build_networks(settings, roster.classes)
     rounds: list[RoundRecord] = []
 
@@ -168,9 +168,12 @@ def _gather(grid: Grid, settings: Settings, federation: str) -> Roster:
         )
     roster = Roster(federation, settings.action_classes, rounds.timeout_seconds)
     dropped = roster.meet(grid, nodes)
-    if not roster.cards:
+    if len(roster.cards) < rounds.min_sites:  # every round would be void: say so before anybody trains
         reasons = "; ".join(f"{drop.name}: {drop.reason}" for drop in dropped)
-        raise RunStopped(f"none of the {len(nodes)} connected sites could join. {reasons}")
+        raise RunStopped(
+            f"{len(roster.cards) or 'none'} of the {len(nodes)} connected sites could join. {reasons}. "
+            f"rounds.min_sites = {rounds.min_sites} are needed."
+        )
     roster.agree()
     return roster
 
@@ -193,3 +196,12 @@ def _show_log() -> None:
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
+        logging.getLogger("flwr").addFilter(_without_traceback)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Flower logs every exception of a ServerApp with its traceback; for a user's mistake the sentence is enough."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, UserError | RunStopped):
+        record.msg, record.args, record.exc_info, record.exc_text = "%s", (str(error),), None, None
+    return True

@@ -39,7 +39,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda"):
         if not torch.cuda.is_available():
-            raise UserError(f"device = {name!r}, but torch {torch.__version__} sees no CUDA GPU; use device = 'auto' or 'cpu'.")
+            seen = f"torch {torch.__version__} sees no CUDA GPU"
+            raise UserError(f"device = {name!r}, but {seen}; use device = 'auto' or 'cpu'.")
         index = torch.device(name).index or 0
         if index >= torch.cuda.device_count():
             raise UserError(f"device = {name!r}, but there are {torch.cuda.device_count()} GPUs, numbered from 0.")

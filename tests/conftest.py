@@ -64,7 +64,7 @@ def squares(tmp_path_factory) -> Path:
     return folder / "manifest.csv"
 
 
-@pytest.fixture()
+@pytest.fixture
 def fast() -> dict[str, object]:
     """Flat overrides of the smallest game; a copy of one's own to change."""
     return dict(FAST)

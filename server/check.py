@@ -1,0 +1,31 @@
+"""``fedspact check``: the operator's look at a federation's settings before ``flwr run``.
+
+Flower refuses an unknown key too, but only the SuperLink's log then names it; here the nearest known key is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from spact_models.settings import default_config, load_settings, parse_assignment, read_config_file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``fedspact check``."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML overrides, such as flower.toml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments", help="override one setting"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print every setting as the run would have it; a star marks what differs from the default."""
+    chosen = read_config_file(args.config) if args.config else {}
+    chosen.update(parse_assignment(text) for text in args.assignments)
+    defaults = default_config()
+    for key, value in load_settings(chosen).flat().items():
+        origin = "*" if chosen.get(key, defaults[key]) != defaults[key] else " "
+        decided = "   (preset)" if chosen.get(key, defaults[key]) == "preset" else ""
+        print(f"{origin} {key} = {value!r}{decided}")
+    return 0

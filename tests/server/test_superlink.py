@@ -1,0 +1,219 @@
+"""Real processes on loopback: a SuperLink, two SuperNodes and ``flwr run`` train what the in-process engine trains."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from client.app import make_app
+from server.app import run_federation
+from server.runs import RunFolder
+from simulations.inprocess import InProcessGrid
+from simulations.partition import load_rows, partition, write_sites
+from spact_models.checkpoint import load_checkpoint
+from spact_models.settings import load_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = Path(sys.executable).parent  # flwr and the flower-* commands of this environment
+PATIENCE_SECONDS = 420  # nine processes import torch one after the other; a busy machine takes its time
+TWO_SITES = {"simulation.sites": 2, "simulation.unlabelled_sites": 1}
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A SuperLink that listens, and two SuperNodes on their way to it."""
+
+    folder: Path
+    site_files: list[Path]
+    environment: dict[str, str]
+
+    def run(self, settings: dict[str, object]) -> str:
+        """``flwr run`` to its end; returns what it shows, without colours."""
+        config = self.folder / "overrides.toml"
+        config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+        words = [str(COMMANDS / "flwr"), "run", ".", "loopback", "--stream", "--run-config", str(config)]
+        shown = self.folder / "flwr-run.log"
+        with shown.open("wb") as log:
+            try:
+                done = subprocess.run(
+                    words, cwd=ROOT, env=self.environment, stdout=log, stderr=log, timeout=PATIENCE_SECONDS, check=False
+                )
+            except subprocess.TimeoutExpired:
+                pytest.fail(f"flwr run did not end\n{self.logs()}")
+        assert done.returncode == 0, self.logs()
+        return re.sub(r"\x1b\[\d*m", "", shown.read_text())
+
+    def logs(self) -> str:
+        """The last lines of every process, for messages."""
+        return "\n".join(f"--- {log.name}\n{log.read_text()[-4000:]}" for log in sorted(self.folder.glob("*.log")))
+
+
+@pytest.fixture(scope="module")
+def federation(squares, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("superlink")
+    config = load_settings(TWO_SITES).simulation
+    shares = partition(load_rows(squares, config, 0), config, 0)
+    files = write_sites(folder / "sites", shares, config.unlabelled_sites, folder / "cache")
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(folder / "home"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}",  # a SuperLink starts its helpers by name
+    }
+    link, *nodes = free_ports(3)
+    (folder / "home").mkdir()
+    (folder / "home" / "config.toml").write_text(
+        f'[superlink.loopback]\naddress = "127.0.0.1:{link}"\ninsecure = true\n'
+    )
+    made = Federation(folder, files, environment)
+    running = []
+
+    def start(name: str, *words: str) -> None:
+        with (folder / f"{name}.log").open("wb") as log:
+            command = [str(COMMANDS / words[0]), "--insecure", *words[1:]]
+            running.append(
+                subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+            )
+
+    try:
+        start("link", "flower-superlink", "--port", str(link), "--disable-runtime-dependency-installation")
+        await_port(link, running[0], made)
+        for number, (port, file) in enumerate(zip(nodes, files, strict=True), start=1):
+            node = ("--superlink", f"127.0.0.1:{link}", "--port", str(port), "--node-config", f"site='{file}'")
+            start(f"node-{number}", "flower-supernode", *node)
+        yield made
+    finally:
+        stop(running)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def await_port(port: int, process: subprocess.Popen, federation: Federation) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.2)
+    pytest.fail(f"nobody listens on port {port}\n{federation.logs()}")
+
+
+def stop(running: list[subprocess.Popen]) -> None:
+    """Ask every process to end; after a while end its whole group."""
+    for process in reversed(running):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+    for process in running:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=20)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def weights(run: RunFolder, server_round: int):
+    return load_checkpoint(run.checkpoints()[server_round]).tensors
+
+
+def largest_difference(ours, theirs) -> float:
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+def test_real_processes_train_what_the_in_process_engine_trains(federation, fast, tmp_path):
+    """One labelled site and one without labels, so both branches, the teacher and an empty branch cross the wire."""
+    patience = {"rounds.min_sites": 2, "rounds.timeout_seconds": float(PATIENCE_SECONDS)}
+    chosen = {**fast, **patience, "rounds.minimax": 1, "run_dir": str(tmp_path / "run")}
+    shown = federation.run(chosen)
+    assert (tmp_path / "run" / "summary.json").exists(), f"{shown}\n{federation.logs()}"
+
+    run, settings = RunFolder.open(tmp_path / "run"), load_settings(chosen)
+    assert run.settings() == settings.flat()
+    lines = run.history()
+    assert [(line["kind"], line["round"], line["void"]) for line in lines] == [
+        ("train", 1, False),
+        ("train", 2, False),
+        ("evaluate", 2, False),
+    ], federation.logs()
+    for line in lines:
+        assert [site["name"] for site in sorted(line["sites"], key=lambda site: site["name"])] == ["site-1", "site-2"]
+        assert line["dropped"] == [], federation.logs()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["sites"], summary["rounds"], summary["seed"]) == (2, 2, 0)
+    check_ledgers(federation, run, lines)
+
+    twin = RunFolder(tmp_path / "twin")
+    nodes = [{"site": str(file)} for file in federation.site_files]
+    run_federation(InProcessGrid(make_app(), nodes, settings.flat()), settings, twin, quiet=True)
+    assert largest_difference(weights(run, 2), weights(twin, 2)) < 1e-5
+    assert largest_difference(weights(run, 1), weights(twin, 2)) > 1e-4  # the measure can tell rounds apart
+
+
+def check_ledgers(federation: Federation, run: RunFolder, lines: list[dict]) -> None:
+    """Each site's ledger lists what the server says that it got, and nothing but f_A and f_T."""
+    for file in federation.site_files:
+        ledger = file.parent / "state" / run.federation / "ledger.jsonl"
+        entries = [json.loads(line) for line in ledger.read_text().splitlines()]
+        assert [entry["round"] for entry in entries] == [1, 2]
+        for entry, line in zip(entries, [line for line in lines if line["kind"] == "train"], strict=True):
+            assert {name.partition(".")[0] for name in entry["arrays"]} <= {"anonymizer", "action"}
+            arrived = next(site["bytes_up"] for site in line["sites"] if site["name"] == file.parent.name)
+            assert 0 <= arrived - entry["bytes"] <= 256 * len(entry["arrays"])  # each array has a short header
+    assert not any(name.startswith("action.") for name in first_arrays(federation.site_files[1], run))  # no labels yet
+
+
+def first_arrays(file: Path, run: RunFolder) -> dict[str, list]:
+    ledger = file.parent / "state" / run.federation / "ledger.jsonl"
+    return json.loads(ledger.read_text().splitlines()[0])["arrays"]
+
+
+def test_a_users_mistake_reaches_the_terminal_as_one_sentence(federation, fast, tmp_path):
+    wrong = {**fast, "action.classes": "walk,run", "rounds.min_sites": 2, "run_dir": str(tmp_path / "run")}
+    shown = federation.run(wrong)
+    assert "site site-1 has [jump, walk], the federation has [run, walk]: it adds jump" in shown, federation.logs()
+    assert "Traceback" not in shown
+    assert list((tmp_path / "run").iterdir()) == []  # nothing began: the same run_dir serves the corrected run
+
+
+def test_the_bundle_holds_the_program_and_nothing_else(tmp_path):
+    """``flwr run`` ships this file to the SuperLink and from there to every site."""
+    copy = tmp_path / "fedspact"  # Flower asks for a folder's name without dots and underscores
+    shutil.copytree(ROOT, copy, ignore=not_shipped)
+    made = subprocess.run(
+        [str(COMMANDS / "flwr"), "build", "--app", str(copy)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    (bundle,) = tmp_path.glob("*.fab")
+    assert bundle.stat().st_size < 10 * 2**20
+    names = {name for name in zipfile.ZipFile(bundle).namelist() if not name.startswith(".info/")}
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("spact_models", "client", "server")
+        for path in (ROOT / package).rglob("*.py")
+    }
+    assert names == {*expected, "pyproject.toml"}
+    assert "client/video/decode.py" in names
+
+
+def not_shipped(_folder: str, names: list[str]) -> set[str]:
+    """What a working copy has beside the repository's own files."""
+    hidden = {name for name in names if name.startswith(".") and name != ".gitignore"}
+    return hidden | ({"runs", "build", "dist", "site-state", "__pycache__"} & set(names))
