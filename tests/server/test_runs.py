@@ -14,10 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from server.app import main, run_federation, summarise
 from server.records import Dropped, RoundRecord, SiteRecord
 from server.runs import RunFolder, default_run_path
-from spact_models.errors import RunStopped
 from simulations.inprocess import InProcessGrid
 from spact_models.checkpoint import load_checkpoint
-from spact_models.errors import UserError
+from spact_models.errors import RunStopped, UserError
 from spact_models.settings import load_settings
 
 BIG = 2**64 - 1

@@ -16,9 +16,8 @@ from server.grid import ArrivalGrid
 from server.join import Roster, SiteCard, agree_classes, wait_for_nodes
 from server.step import ServerStep
 from server.strategy import FedSPAct
-from spact_models.errors import RunStopped
 from simulations.inprocess import become_task
-from spact_models.errors import UserError
+from spact_models.errors import RunStopped, UserError
 from spact_models.settings import StrategyConfig, load_settings
 
 become_task()

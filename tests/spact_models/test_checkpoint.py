@@ -35,6 +35,11 @@ def test_what_is_no_checkpoint_is_a_users_mistake(tmp_path):
     text.write_text("hello")
     safetensors.torch.save_file({"a": torch.zeros(1)}, foreign)
     save_checkpoint(newer, {"a": torch.zeros(1)}, {"format_version": 99})
-    for path, words in ((missing, "not a checkpoint"), (text, "not a checkpoint"), (foreign, "header"), (newer, "format 99")):
+    for path, words in (
+        (missing, "not a checkpoint"),
+        (text, "not a checkpoint"),
+        (foreign, "header"),
+        (newer, "format 99"),
+    ):
         with pytest.raises(UserError, match=words):
             load_checkpoint(path)

@@ -14,7 +14,14 @@ def test_buffers_never_travel():
     """BatchNorm's integer counter broke clipping (its norm was 894) and its statistics leak."""
     anonymizer, action = networks()
     names = set(shared_parameters(anonymizer, action))
-    assert names == {"anonymizer.0.weight", "anonymizer.0.bias", "anonymizer.1.weight", "anonymizer.1.bias", "action.weight", "action.bias"}
+    assert names == {
+        "anonymizer.0.weight",
+        "anonymizer.0.bias",
+        "anonymizer.1.weight",
+        "anonymizer.1.bias",
+        "action.weight",
+        "action.bias",
+    }
     assert all(value.is_floating_point() for value in shared_parameters(anonymizer, action).values())
 
 

@@ -24,7 +24,9 @@ def slow_nt_xent(first, second, temperature):
 def test_nt_xent_is_the_double_loop(pairs, temperature):
     generator = torch.Generator().manual_seed(pairs)
     first, second = functional.normalize(torch.randn(2, pairs, 16, generator=generator), dim=2)
-    assert float(nt_xent(first, second, temperature)) == pytest.approx(slow_nt_xent(first, second, temperature), rel=1e-5)
+    assert float(nt_xent(first, second, temperature)) == pytest.approx(
+        slow_nt_xent(first, second, temperature), rel=1e-5
+    )
 
 
 def test_nt_xent_of_embeddings_that_say_nothing_is_chance():

@@ -193,14 +193,15 @@ def test_fedprox_pulls_towards_the_anchor():
 def test_warmup_brings_every_loss_down(kind):
     players, config = make_players(kind), game_config()
     batch = make_batch(players)
-    with torch.no_grad():
-        distance = lambda: float(
-            (players.f_A.transform(batch.clips_BCTHW) - players.f_A.target(batch.clips_BCTHW)).abs().mean()
-        )  # noqa: E731
-        before = distance()
+
+    @torch.no_grad()
+    def distance():
+        clips_BCTHW = batch.clips_BCTHW
+        return float((players.f_A.transform(clips_BCTHW) - players.f_A.target(clips_BCTHW)).abs().mean())
+
+    before = distance()
     losses = [warmup_step(players, batch, config) for _ in range(60)]
-    with torch.no_grad():
-        assert distance() < 0.9 * before
+    assert distance() < 0.9 * before
     assert losses[-1].action < losses[0].action
     assert losses[-1].privacy < losses[0].privacy
 

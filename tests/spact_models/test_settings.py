@@ -79,7 +79,9 @@ def test_config_file_may_nest_or_dot(tmp_path):
     assert read_config_file(tmp_path / "a.toml") == {"preset": "small", "game.omega": 0.5, "clip.frames": 4}
 
 
-@pytest.mark.parametrize(("text", "words"), [("x = [1]", "must be a single"), ("x = ", "not valid TOML"), (None, "No such file")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("x = [1]", "must be a single"), ("x = ", "not valid TOML"), (None, "No such file")]
+)
 def test_config_file_mistakes(tmp_path, text, words):
     if text is not None:
         (tmp_path / "a.toml").write_text(text)

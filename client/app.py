@@ -1,0 +1,197 @@
+"""The ClientApp: Flower's handlers, wiring only. ``client.app:app`` is what a SuperNode runs."""
+
+from __future__ import annotations
+
+import logging
+import resource
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from client.egress import Door, Refused
+from client.footage import Footage, declared_classes, open_footage, split_rows
+from client.site import Site, load_site
+from client.state import StateFolder
+from client.training import RoundTask, evaluate, load_buffers, local_round
+from client.video.decode import UnreadableVideo
+from spact_models.errors import UserError
+from spact_models.exchange import install, shared_parameters
+from spact_models.networks import Networks, build_networks
+from spact_models.seeds import pick_device
+from spact_models.settings import Settings, load_settings
+
+log = logging.getLogger("fedspact.site")
+SITE_CANNOT = 400  # error code of a reply in which the site says why it cannot, or will not, take part
+SITE_FAILED = 500  # and of one that names no more than the kind of a fault that nobody foresaw
+
+
+class OwnFilesFault(UserError):
+    """Something is wrong with the site's own files. Their names and what they hold stay in the site's log."""
+
+    @property
+    def told(self) -> str:
+        """What the server may read: the message's first line if no path is in it."""
+        line = str(self).partition("\n")[0]
+        return "the site's own files cannot be used; its log says why" if {"/", "\\"} & set(line) else line
+
+
+def make_app(run_config: Mapping[str, Any] | None = None, site_files: list[str] | None = None) -> ClientApp:
+    """The ClientApp; simulations bind the run's configuration and the simulated nodes' site files to it.
+
+    A real SuperNode needs neither: Flower hands it the run configuration, and ``--node-config`` names its site file.
+    """
+    app = ClientApp()
+
+    def serve(handler: Callable[[Site, Settings, Message], RecordDict], message: Message, context: Context) -> Message:
+        try:
+            file = _site_file(context, site_files)
+            with _own_files():
+                site = load_site(file)
+            settings = load_settings(run_config if run_config is not None else context.run_config)
+            return Message(handler(site, settings, message), reply_to=message)
+        except (UserError, Refused) as error:
+            log.error("%s", error)
+            told = error.told if isinstance(error, OwnFilesFault) else str(error)
+            return Message(Error(SITE_CANNOT, told), reply_to=message)
+        except Exception as error:  # Flower would put its text, which may name a file, into the reply
+            log.error("%s: %s", type(error).__name__, error, exc_info=True)
+            return Message(Error(SITE_FAILED, f"{type(error).__name__}; the site's log says more"), reply_to=message)
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return serve(answer_query, message, context)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return serve(answer_train, message, context)
+
+    @app.evaluate()
+    def evaluate_(message: Message, context: Context) -> Message:
+        return serve(answer_evaluate, message, context)
+
+    return app
+
+
+def answer_query(site: Site, settings: Settings, message: Message) -> RecordDict:  # noqa: ARG001
+    """Who the site is: its name, its action names, how many videos it counts on. No file is opened but the manifest."""
+    with _own_files():
+        train, test = split_rows(site)
+        classes = declared_classes(site)
+    counts = {"train_rows": len(train), "test_rows": len(test)}
+    return RecordDict({"site": ConfigRecord({"name": site.name, "classes": classes, **counts})})
+
+
+def answer_train(site: Site, settings: Settings, message: Message) -> RecordDict:
+    """One local round: restore the site's own state, play, save it, send the differences through the door."""
+    config = message.content.config_records["config"]
+    server_round = int(str(config["round"]))
+    classes = _agreed_classes(site, message)
+    networks, weights = _networks(site, settings, classes, message)
+    teacher = message.content.array_records.get("teacher")
+    task = RoundTask(server_round, str(config["phase"]), weights, None if teacher is None else _tensors(teacher))
+    states = StateFolder(site.state, str(config["federation"]))
+    with _own_files():
+        footage = open_footage(site, settings)
+        loader = footage.loader(settings, classes, networks.anonymizer.history)
+        result = local_round(task, settings, site.name, networks, loader, states.before(server_round))
+    states.save(result.state)
+
+    door = _door(site, settings, networks, states)
+    told = {**result.metrics, **_vital_signs(footage)}
+    trained = [name for name in ("anonymizer", "action") if told[f"examples.{name}"] > 0]
+    after = {name: value for name, value in result.weights.items() if name.partition(".")[0] in trained}
+    before = {name: weights[name] for name in after}
+    update = door.update(after, before, server_round)
+    return RecordDict({"update": update, "metrics": door.metrics(_whole(told)), "site": _signature(site)})
+
+
+def answer_evaluate(site: Site, settings: Settings, message: Message) -> RecordDict:
+    """The global f_A and f_T on the site's held-out videos."""
+    config = message.content.config_records["config"]
+    classes = _agreed_classes(site, message)
+    networks, weights = _networks(site, settings, classes, message)
+    states = StateFolder(site.state, str(config["federation"]))
+    install(networks.anonymizer, networks.action, weights)
+    load_buffers(networks, states.before(int(str(config["round"])) + 1).buffers)
+    with _own_files():
+        footage = open_footage(site, settings, with_test=True)
+        loader = footage.loader(settings, classes, networks.anonymizer.history)
+        figures = evaluate(networks, loader, footage.test, settings.judge.test_clips)
+    door = _door(site, settings, networks, states)
+    return RecordDict({"metrics": door.metrics(_whole(figures)), "site": _signature(site)})
+
+
+@contextmanager
+def _own_files() -> Iterator[None]:
+    try:
+        yield
+    except (UserError, UnreadableVideo) as error:
+        raise OwnFilesFault(str(error)) from error
+
+
+def _site_file(context: Context, site_files: list[str] | None) -> Path:
+    if "site" in context.node_config:
+        return Path(str(context.node_config["site"]))
+    if site_files is not None and "partition-id" in context.node_config:  # Flower's simulation runtime counts its nodes
+        return Path(site_files[int(context.node_config["partition-id"])])
+    raise UserError(
+        "this node has no site file; start its SuperNode with --node-config \"site='FILE'\", FILE being the absolute "
+        "path of its site.yaml"
+    )
+
+
+def _agreed_classes(site: Site, message: Message) -> list[str]:
+    """The run's class list; a label that is not on it stops the site, naming both lists."""
+    agreed = [str(name) for name in message.content.config_records["config"]["classes"]]  # type: ignore[union-attr]
+    with _own_files():
+        own = declared_classes(site)
+    if not set(own) <= set(agreed):
+        raise UserError(
+            f"site {site.name!r} labels actions {own}, the run agreed on {agreed}; "
+            "set action.classes for the run, or `classes` and the manifest of the site"
+        )
+    return agreed
+
+
+def _networks(
+    site: Site, settings: Settings, classes: Sequence[str], message: Message
+) -> tuple[Networks, dict[str, Tensor]]:
+    """f_A and f_T on the site's device, and the weights that the server sent for them."""
+    device = pick_device(site.device or settings.device)
+    networks = build_networks(settings, classes)
+    networks.anonymizer.to(device)
+    networks.action.to(device)
+    return networks, _tensors(message.content.array_records["arrays"])
+
+
+def _tensors(record: ArrayRecord) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array.numpy().copy()) for name, array in record.items()}
+
+
+def _door(site: Site, settings: Settings, networks: Networks, states: StateFolder) -> Door:
+    allowed = frozenset(shared_parameters(networks.anonymizer, networks.action))
+    return Door(site.name, states.folder / "ledger.jsonl", allowed, settings.wire.dtype)
+
+
+def _vital_signs(footage: Footage) -> dict[str, float]:
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"unreadable": len(footage.unreadable), "peak_rss_mb": round(peak_mb, 1)}
+
+
+def _whole(figures: Mapping[str, float]) -> dict[str, float]:
+    """Counts leave as whole numbers, the rest as it is."""
+    counted = ("examples", "examples.anonymizer", "examples.action", "teacher_held", "unreadable")
+    return {name: int(value) if name in counted else value for name, value in figures.items()}
+
+
+def _signature(site: Site) -> ConfigRecord:
+    return ConfigRecord({"name": site.name})
+
+
+app = make_app()

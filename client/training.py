@@ -1,0 +1,245 @@
+"""One local round: the site's state in, the game, the site's state out. The same code plays centralised rounds."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from client.state import LocalState
+from client.video.loader import ClipLoader
+from client.video.rows import Row
+from spact_models.anonymizer import represent
+from spact_models.errors import UserError
+from spact_models.exchange import ACTION, branch, install, snapshot
+from spact_models.losses import chance_level
+from spact_models.minimax import Losses, Player, Players, play
+from spact_models.networks import Networks, build_privacy_network
+from spact_models.seeds import seed_for
+from spact_models.settings import Settings
+from spact_models.views import AugmentConfig, Batch, FrameBatch, prepare, to_float_BCTHW
+from spact_models.warmup import warmup_step
+
+on_step: ContextVar[Callable[[], object]] = ContextVar("on_step", default=lambda: None)  # progress bars hang on to it
+
+PLAYERS = ("anonymizer", "action", "privacy")
+NO_AUGMENTATION = AugmentConfig(
+    crop_min_share=1.0,
+    flip_probability=0.0,
+    brightness=0.0,
+    contrast=0.0,
+    saturation=0.0,
+    hue=0.0,
+    gamma=0.0,
+    grey_probability=0.0,
+    erase_probability=0.0,
+)
+
+
+@dataclass(frozen=True)
+class RoundTask:
+    """What the server asks of a site in one round."""
+
+    server_round: int
+    phase: str  # "warmup" | "minimax"
+    weights: Mapping[str, Tensor]  # f_A and f_T by wire name
+    teacher: Mapping[str, Tensor] | None = None  # f_T after warm-up by wire name, when the site does not hold it
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What comes of it: the new weights by wire name, the site's new state, figures about the round."""
+
+    weights: dict[str, Tensor]
+    state: LocalState
+    metrics: dict[str, float]
+
+
+def local_round(
+    task: RoundTask, settings: Settings, site_name: str, networks: Networks, loader: ClipLoader, state: LocalState
+) -> RoundResult:
+    """Play one whole round at a site, on the device that ``networks`` lie on.
+
+    The result follows from the task, the settings, the site's name, its rows and its state: nothing else.
+
+    Raises:
+        UserError: a network is no longer finite; nothing of the round may be kept or sent.
+    """
+    started = time.monotonic()
+    install(networks.anonymizer, networks.action, task.weights)
+    players = seat_players(task, settings, site_name, networks, state)
+    batches = _batches(task, settings, site_name, loader, players)
+    seen = _play_phase(task, settings, players, batches)
+    weights, left = snapshot(networks.anonymizer, networks.action), _leave_table(task, players, networks)
+    _check_finite(task, {**weights, **left.privacy, **left.buffers})
+    metrics = {
+        **_examples(loader.rows, players),
+        "teacher_held": float(players.teacher is not None),
+        "loss.action": _mean([losses.action for losses in seen]),
+        "loss.privacy": _mean([losses.privacy for losses in seen]),
+        "chance.privacy": chance_level(min(settings.batch.views, len(loader.view_rows))),
+        "seconds": time.monotonic() - started,
+    }
+    return RoundResult(weights, left, metrics)
+
+
+def seat_players(task: RoundTask, settings: Settings, site_name: str, networks: Networks, state: LocalState) -> Players:
+    """The three players as the site's state left them: own f_B, own optimizer states, own statistics, teacher."""
+    device = next(networks.anonymizer.parameters()).device
+    restart = _restart_number(task, settings)
+    privacy = build_privacy_network(settings, site_name, restart).to(device)
+    begins_anew = restart > 0 and _restart_due(task, settings)
+    if state.privacy and not begins_anew:
+        privacy.load_state_dict(state.privacy)
+    load_buffers(networks, state.buffers)
+    trained = (networks.anonymizer, networks.action, privacy)
+    rates = _learning_rates(task, settings)
+    seats = {}
+    for name, network, rate in zip(PLAYERS, trained, rates, strict=True):
+        optimizer = torch.optim.Adam(network.parameters(), lr=rate)
+        if name in state.optimizers and not (name == "privacy" and begins_anew):
+            optimizer.load_state_dict(copy.deepcopy(state.optimizers[name]))  # torch would go on in these very tensors
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        seats[name] = Player(network, optimizer)
+    if settings.strategy.name == "fedprox":
+        for name in ("anonymizer", "action"):
+            seats[name].proximal_mu = settings.strategy.proximal_mu
+            seats[name].anchor = {key: value.to(device) for key, value in branch(task.weights, f"{name}.").items()}
+    return Players(**seats, teacher=_teacher(task, networks.action, state), precision=settings.precision)
+
+
+def evaluate(networks: Networks, loader: ClipLoader, rows: Iterable[Row], clips_per_video: int) -> dict[str, float]:
+    """Top-1 of the federated f_T on the site's held-out, labelled videos (mean of the clips' softmax)."""
+    device = next(networks.anonymizer.parameters()).device
+    networks.anonymizer.eval()
+    networks.action.eval()
+    hits = 0
+    count = 0
+    labelled = [row for row in rows if row.action is not None]
+    for row, clips in loader.test_clips(labelled, clips_per_video):
+        with torch.inference_mode():
+            clips_BCTHW = to_float_BCTHW(torch.from_numpy(clips).to(device))
+            logits_BK = networks.action(represent(networks.anonymizer, clips_BCTHW, loader.lead_in_frames))
+        hits += int(logits_BK.softmax(dim=1).mean(dim=0).argmax()) == loader.label(row)
+        count += 1
+    return {"examples": count, "top1": hits / count if count else math.nan}
+
+
+def prepared(
+    frame_batches: Iterator[FrameBatch], settings: Settings, generator: torch.Generator, device: torch.device
+) -> Iterator[Batch]:
+    """uint8 to the device, float and augmentation there; ``views.source = image`` crops one picture twice."""
+    augment = AugmentConfig() if settings.augment.enabled else NO_AUGMENTATION
+    for frames in frame_batches:
+        moved = frames.to(device)
+        if settings.views.source == "image":
+            moved = FrameBatch(moved.clips_BTHWC, moved.labels_B, moved.first_NTHWC, moved.first_NTHWC)
+        yield prepare(moved, augment, generator)
+
+
+def _batches(
+    task: RoundTask, settings: Settings, site_name: str, loader: ClipLoader, players: Players
+) -> Iterator[Batch]:
+    seed = seed_for("batches", settings.seed, task.server_round, site_name)
+    generator = torch.Generator().manual_seed(seed_for("augment", settings.seed, task.server_round, site_name))
+    torch.manual_seed(seed_for("noise", settings.seed, task.server_round, site_name))  # f_A's output noise
+    device = next(players.f_A.parameters()).device
+    for batch in prepared(loader.training(seed), settings, generator, device):
+        on_step.get()()
+        yield batch
+
+
+def _play_phase(task: RoundTask, settings: Settings, players: Players, batches: Iterator[Batch]) -> list[Losses]:
+    if task.phase == "warmup":
+        return [warmup_step(players, next(batches), settings.game) for _ in range(settings.warmup.steps)]
+    return play(players, batches, settings.game, settings.rounds.cycles)
+
+
+def _learning_rates(task: RoundTask, settings: Settings) -> tuple[float, float, float]:
+    chosen = settings.warmup if task.phase == "warmup" else settings.game
+    return chosen.lr_anonymizer, chosen.lr_action, chosen.lr_privacy
+
+
+def _restart_number(task: RoundTask, settings: Settings) -> int:
+    every = settings.game.restart_privacy_rounds
+    played = task.server_round - settings.rounds.warmup - 1
+    return max(0, played) // every if every else 0
+
+
+def _restart_due(task: RoundTask, settings: Settings) -> bool:
+    every = settings.game.restart_privacy_rounds
+    played = task.server_round - settings.rounds.warmup - 1
+    return bool(every) and played > 0 and played % every == 0
+
+
+def _teacher(task: RoundTask, action: nn.Module, state: LocalState) -> nn.Module | None:
+    """f_T as it was after warm-up: weights from the server once, then from the state, with its own statistics."""
+    held = {**state.teacher, **branch(task.teacher or {}, ACTION)}
+    if task.phase == "warmup" or not held:
+        return None
+    teacher = copy.deepcopy(action)
+    teacher.load_state_dict(held, strict=False)  # strict=False: no statistics come with weights from the server
+    return teacher.eval().requires_grad_(False)
+
+
+def load_buffers(networks: Networks, buffers: Mapping[str, Tensor]) -> None:
+    """Put a site's own BatchNorm statistics into the networks that it got from the server; none with GroupNorm."""
+    named = _named_buffers(networks)
+    for name, value in buffers.items():
+        named[name].copy_(value)
+
+
+def _named_buffers(networks: Networks) -> dict[str, Tensor]:
+    both = {"anonymizer.": networks.anonymizer, "action.": networks.action}
+    return {prefix + name: value for prefix, net in both.items() for name, value in net.named_buffers()}
+
+
+def _leave_table(task: RoundTask, players: Players, networks: Networks) -> LocalState:
+    """The new state, on the CPU and copied: the networks on the table serve the next site."""
+    teacher = players.teacher
+    return LocalState(
+        completed_round=task.server_round,
+        privacy=_to_cpu(players.privacy.network.state_dict()),
+        optimizers={name: _to_cpu(getattr(players, name).optimizer.state_dict()) for name in PLAYERS},
+        buffers=_to_cpu(_named_buffers(networks)),
+        teacher=_to_cpu(teacher.state_dict()) if teacher is not None else {},
+    )
+
+
+def _check_finite(task: RoundTask, tensors: Mapping[str, Tensor]) -> None:
+    broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise UserError(
+            f"round {task.server_round}: {len(broken)} of {len(tensors)} tensors hold NaN or infinity after training, "
+            f"first {broken[0]}; nothing of this round is kept or sent. Lower game.lr_* and warmup.lr_*, or use "
+            "precision = 'fp32'"
+        )
+
+
+def _to_cpu(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {key: _to_cpu(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_to_cpu(value) for value in tree)
+    return tree
+
+
+def _examples(rows: Iterable[Row], players: Players) -> dict[str, float]:
+    """How many videos stand behind each branch: f_A learns from all, f_T from labels or from a teacher."""
+    labels = [row.action is not None for row in rows]
+    taught = len(labels) if players.teacher is not None else sum(labels)
+    return {"examples.anonymizer": len(labels), "examples.action": taught}
+
+
+def _mean(values: list[Tensor]) -> float:
+    return float(torch.stack(values).mean()) if values else math.nan

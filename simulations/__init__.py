@@ -1,0 +1,1 @@
+"""The laboratory: synthetic data, simulated federations, judgement. Nothing imports it."""

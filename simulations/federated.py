@@ -1,0 +1,105 @@
+"""``fedspact simulate``: N sites of one manifest train together, in this process or on Flower's simulation runtime."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from client.app import make_app
+from client.training import on_step
+from client.video.rows import Row
+from server.app import run_federation
+from server.runs import RunFolder
+from simulations.inprocess import InProcessGrid
+from simulations.laboratory import Laboratory, add_run_arguments, finish, open_laboratory, steps_of_run
+from simulations.partition import partition, write_sites
+from spact_models.errors import RunStopped, UserError
+from spact_models.settings import Settings
+
+ENGINES = ("inprocess", "ray")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``fedspact simulate``."""
+    add_run_arguments(parser)
+    parser.add_argument("--sites", type=int, metavar="N", help="number of simulated sites (simulation.sites)")
+    parser.add_argument(
+        "--partition-by",
+        metavar="COLUMN",
+        help="iid, site, source, action or an attribute column (simulation.partition_by)",
+    )
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="inprocess", help="default: %(default)s; ray: Flower's runtime"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Deal the manifest out, train, judge, write the run folder."""
+    shorthand = {"simulation.sites": args.sites, "simulation.partition_by": args.partition_by}
+    lab = open_laboratory(args, {key: value for key, value in shorthand.items() if value is not None})
+    simulate(lab, args.engine)
+    finish(lab, sites=lab.settings.simulation.sites, kind="federated")
+    return 0
+
+
+def simulate(lab: Laboratory, engine: str = "inprocess") -> None:
+    """Train ``lab.settings`` on ``lab.rows`` and leave the run folder complete but for the judgement."""
+    site_files = deal_out(lab.run.path, lab.rows, lab.settings, lab.cache_folder)
+    if engine == "ray":
+        _on_ray(lab.settings, site_files, lab.run)
+    else:
+        _in_process(lab.settings, site_files, lab.run)
+
+
+def deal_out(folder: Path, rows: Sequence[Row], settings: Settings, cache: Path) -> list[Path]:
+    """Write the simulated sites' files under ``folder/sites``."""
+    shares = partition(rows, settings.simulation, settings.seed)
+    return write_sites(folder / "sites", shares, settings.simulation.unlabelled_sites, cache)
+
+
+def _in_process(settings: Settings, site_files: Sequence[Path], run: RunFolder) -> None:
+    nodes = [{"site": str(file)} for file in site_files]
+    with tqdm(total=steps_of_run(settings, len(nodes)), desc="train", unit="step", leave=False) as bar:
+        grid = InProcessGrid(
+            make_app(),
+            nodes,
+            settings.flat(),
+            lambda node, work: bar.set_postfix_str(f"site {node}/{len(nodes)} {work}"),
+        )
+        token = on_step.set(lambda: bar.update() and None)
+        try:
+            run_federation(grid, settings, run, quiet=True)
+        finally:
+            on_step.reset(token)
+
+
+def _on_ray(settings: Settings, site_files: Sequence[Path], run: RunFolder) -> None:
+    """The same apps on Flower's simulation runtime; each ClientApp gets one core."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice about GPUs that are not there
+    from flwr.app import Context
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.simulation import run_simulation
+
+    failure: list[Exception] = []
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:  # noqa: ARG001
+        try:
+            run_federation(grid, settings, run)
+        except (UserError, RunStopped) as error:  # the runtime would wrap it in an error of its own
+            failure.append(error)
+
+    client = make_app(settings.flat(), [str(file) for file in site_files])
+    run_simulation(
+        server_app=server,
+        client_app=client,
+        num_supernodes=len(site_files),
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+    )
+    if failure:
+        raise failure[0]

@@ -1,0 +1,160 @@
+"""The quick judgement of a run: fresh networks on held-out clips, for the anonymizer and for what it must beat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from client.video.cache import FrameCache
+from client.video.rows import Row, class_names
+from client.video.sampling import test_clips
+from spact_models.anonymizer import Anonymizer, ClipTransform
+from spact_models.judge import Judge, JudgeSet, chance
+from spact_models.obfuscations import by_name
+from spact_models.seeds import seed_for
+from spact_models.settings import ClipConfig, Settings
+
+LEAD_IN = 1  # frames in front of every judged clip, so that anything with a history of one frame can be judged
+VIEWS = 8  # single views of each video, from its start to its end, for the retrieval attacker
+BASELINES = {"raw": "raw", "downsample4x": "downsample4x", "difference1bit": "difference1bit"}
+REPRESENTATIONS = (*BASELINES, "anonymized")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Figures in 0…1: ``utility[representation]``, ``attack[task][representation | "chance"]``; NaN: not measurable."""
+
+    utility: dict[str, float]
+    attack: dict[str, dict[str, float]]
+    attackers: dict[str, dict[str, dict[str, float]]]  # task -> representation -> attacker -> top-1
+    train_videos: int
+    test_videos: int
+
+
+def build_set(
+    rows: Sequence[Row], cache: FrameCache, clip: ClipConfig, clips: int, labels: dict[str, Tensor]
+) -> JudgeSet:
+    """Read ``clips`` uniform clips and ``VIEWS`` views of each row into memory, as 8-bit frames at working size."""
+    read_clips, read_views = [], []
+    for row in rows:
+        frames = cache.frames(row.path)
+        index = test_clips(len(frames), clip.frames, clip.stride_frames, LEAD_IN, clips)
+        read_clips.append(frames[index])
+        starts = np.linspace(0, len(frames) - 1, VIEWS).round().astype(int)
+        before = np.where(
+            starts >= clip.stride_frames, starts - clip.stride_frames, np.minimum(starts + 1, len(frames) - 1)
+        )
+        read_views.append(frames[np.stack([before, starts], axis=1)])
+    sources = {name: number for number, name in enumerate(sorted({row.source for row in rows if row.source}))}
+    return JudgeSet(
+        clips_MTHWC=torch.from_numpy(np.concatenate(read_clips)),
+        video_M=torch.arange(len(rows)).repeat_interleave(clips),
+        views_VKTHWC=torch.from_numpy(np.stack(read_views)),
+        labels=labels,
+        group_V=torch.tensor([sources.get(row.source or "", -1) for row in rows]),
+        lead_in_frames=LEAD_IN,
+    )
+
+
+def labels_of(rows: Sequence[Row], task: str, names: Sequence[str]) -> Tensor:
+    """(V,) class numbers of ``action`` or of an attribute column; -1 where unknown."""
+    number = {name: place for place, name in enumerate(names)}
+    values = [row.action if task == "action" else row.attributes.get(task) for row in rows]
+    return torch.tensor([number.get(value or "", -1) for value in values])
+
+
+def attackable(train: Sequence[Row], test: Sequence[Row], task: str) -> list[str]:
+    """The class names of an attribute that can be learned on train and asked for on test; empty: it cannot."""
+    seen = {row.attributes.get(task) for row in train} - {None, ""}
+    asked = {row.attributes.get(task) for row in test} - {None, ""}
+    return sorted(str(name) for name in seen) if len(seen) >= 2 and asked and asked <= seen else []
+
+
+def judge_run(
+    anonymizer: Anonymizer,
+    settings: Settings,
+    rows: Sequence[Row],
+    cache: FrameCache,
+    device: torch.device,
+    tasks: Sequence[str] = ("identity",),
+    with_retrieval: bool = True,
+    representations: Sequence[str] = REPRESENTATIONS,
+    progress: bool = True,
+) -> Judgement:
+    """Judge ``anonymizer`` and the baselines with fresh networks: action, private attributes, label-free retrieval.
+
+    Rows whose split is ``train`` teach the fresh networks, rows whose split is ``test`` test them.
+    """
+    train = [row for row in rows if row.split == "train"]
+    test = [row for row in rows if row.split == "test"]
+    actions = class_names(train)
+    with_action = len(actions) >= 2 and any(row.action in actions for row in test)
+    asked = {task: names for task in tasks if (names := attackable(train, test, task))}
+    raw = {
+        side: build_set(
+            part,
+            cache,
+            settings.clip,
+            clips,
+            {task: labels_of(part, task, names) for task, names in {"action": actions, **asked}.items()},
+        )
+        for side, part, clips in (
+            ("train", train, settings.judge.train_clips),
+            ("test", test, settings.judge.test_clips),
+        )
+    }
+    transforms: dict[str, ClipTransform] = {name: by_name(kind) for name, kind in BASELINES.items()}
+    transforms["anonymized"] = anonymizer
+    named: Any = settings.networks  # names that the settings have checked, where the judge wants literal types
+    seed = seed_for("judge", settings.seed)
+    judge = Judge(settings.judge, named.action, named.privacy, device, seed, settings.precision)
+    total = len(representations) * judge.steps_of(len(asked), with_action, with_retrieval)
+    bar = tqdm(total=total, desc="judge", unit="step", disable=not progress, leave=False)
+    judge = replace(judge, on_step=bar.update)
+    nothing = dict.fromkeys(REPRESENTATIONS, math.nan)
+    utility: dict[str, float] = dict(nothing)
+    attack: dict[str, dict[str, float]] = {"identity": {"chance": math.nan, **nothing}}
+    listed: dict[str, dict[str, dict[str, float]]] = {}
+    for name in representations:
+        bar.set_postfix_str(name)
+        seen = {side: part.through(transforms[name], device) for side, part in raw.items()}
+        if with_action:
+            utility[name] = judge.utility(seen["train"], seen["test"])
+        for task in asked:
+            answers = judge.attack(seen["train"], seen["test"], task)
+            listed.setdefault(task, {})[name] = answers
+            attack.setdefault(task, {})["chance"] = chance(raw["test"], task)
+            attack[task][name] = max(answers.values())
+        if with_retrieval:
+            found = judge.retrieval(seen["train"], seen["test"])
+            for form in ("all", "same_source"):
+                row = attack.setdefault(f"retrieval_{form}", {"chance": found[f"{form}_chance"]})
+                row[name] = found[form]
+    bar.close()
+    return Judgement(utility, attack, listed, len(train), len(test))
+
+
+def table(judgement: Judgement) -> str:
+    """The figures as a plain text table: one line a representation, chance below."""
+    tasks = [task for task, row in judgement.attack.items() if not math.isnan(row.get("raw", math.nan))]
+    heads = ["", "action ↑", *(f"{task.replace('_', ' ')} ↓" for task in tasks)]
+    lines = {
+        name: [judgement.utility[name], *(judgement.attack[task].get(name, math.nan) for task in tasks)]
+        for name in REPRESENTATIONS
+    }
+    lines["chance"] = [math.nan, *(judgement.attack[task]["chance"] for task in tasks)]
+    text = [heads, *([name, *map(_figure, figures)] for name, figures in lines.items())]
+    first, *rest = (max(map(len, column)) for column in zip(*text, strict=True))
+    out = ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], rest)]) for row in text]
+    return "\n".join([out[0], "─" * len(out[0]), *out[1:]])
+
+
+def _figure(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"

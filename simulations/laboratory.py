@@ -1,0 +1,167 @@
+"""What every run of the laboratory shares: its flags, its run folder, its rows, its judgement and its summary."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from client.video.cache import FrameCache, check_share
+from client.video.rows import Row
+from server.runs import RunFolder, default_run_path
+from simulations.judgement import Judgement, judge_run, table
+from simulations.partition import load_rows
+from spact_models.anonymizer import Anonymizer
+from spact_models.checkpoint import load_checkpoint, save_checkpoint
+from spact_models.exchange import ANONYMIZER
+from spact_models.networks import BUFFERS, load_anonymizer
+from spact_models.seeds import pick_device
+from spact_models.settings import Settings, load_settings, parse_assignment, read_config_file
+
+UNREADABLE_SHARE = 0.05  # of one manifest in the laboratory; a site sets its own in site.yaml
+DECODING_THREADS = 2
+
+
+@dataclass
+class Laboratory:
+    """One run in the laboratory."""
+
+    settings: Settings
+    run: RunFolder
+    rows: list[Row]
+    cache_folder: Path
+    started: float
+
+    @property
+    def cache(self) -> FrameCache:
+        return FrameCache(self.cache_folder, self.settings.clip.size_px)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, data: bool = True) -> None:
+    """The flags that every run command has."""
+    if data:
+        parser.add_argument(
+            "--data", type=Path, required=True, metavar="MANIFEST", help="CSV with a path column (fedspact index)"
+        )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder (default: runs/<UTC time>)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML overrides, such as flower.toml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments", help="override one setting"
+    )
+    parser.add_argument("--preset", help="tiny, small or paper (default: tiny)")
+    parser.add_argument("--seed", type=int, help="default: 0")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="decoded frames (default: OUT/cache)")
+
+
+def settings_from(args: argparse.Namespace, shorthand: Mapping[str, Any] | None = None) -> Settings:
+    """Defaults < ``--config`` < ``--set`` < the flags; a later one wins."""
+    flags = {"preset": args.preset, "seed": args.seed, "device": args.device, **(shorthand or {})}
+    chosen = read_config_file(args.config) if args.config else {}
+    chosen.update(parse_assignment(text) for text in args.assignments)
+    chosen.update({key: value for key, value in flags.items() if value is not None})
+    if args.out is not None:
+        chosen["run_dir"] = str(args.out)
+    return load_settings(chosen)
+
+
+def open_laboratory(args: argparse.Namespace, shorthand: Mapping[str, Any] | None = None) -> Laboratory:
+    """Check the settings, the device and the manifest, make the run folder and decode what is not in the cache."""
+    started = time.monotonic()
+    settings = settings_from(args, shorthand)
+    pick_device(settings.device)
+    rows = load_rows(args.data, settings.simulation, settings.seed)
+    run = RunFolder(default_run_path(settings.run_dir), settings.rounds.keep_checkpoints)
+    lab = Laboratory(settings, run, rows, args.cache or run.path / "cache", started)
+    lab.rows = readable(rows, lab.cache)
+    return lab
+
+
+def readable(rows: list[Row], cache: FrameCache) -> list[Row]:
+    """The rows whose videos can be decoded; the others are named on the terminal, and too many stop the run."""
+    unreadable = cache.prepare([row.path for row in rows], workers=DECODING_THREADS, progress=True)
+    for bad in unreadable:
+        print(f"not used: {bad.path}: {bad.reason}")
+    check_share(unreadable, len(rows), UNREADABLE_SHARE)
+    lost = {bad.path for bad in unreadable}
+    return [row for row in rows if row.path not in lost]
+
+
+def steps_of_run(settings: Settings, sites: int) -> int:
+    """Batches that all sites together draw in the whole run: the length of the progress bar."""
+    game = settings.game.catch_up_steps + settings.rounds.cycles * (1 + settings.game.critic_steps)
+    return sites * (settings.rounds.warmup * settings.warmup.steps + settings.rounds.minimax * game)
+
+
+def export_anonymizer(run: RunFolder) -> Anonymizer:
+    """The anonymizer of the last checkpoint, written alone to ``anonymizer.safetensors`` and opened from there."""
+    whole = load_checkpoint(list(run.checkpoints().values())[-1])
+    wanted = (ANONYMIZER, BUFFERS + ANONYMIZER)
+    alone = {name: value for name, value in whole.tensors.items() if name.startswith(wanted)}
+    path = run.path / "anonymizer.safetensors"
+    save_checkpoint(path, alone, whole.header)
+    return load_anonymizer(path)[0]
+
+
+def finish(lab: Laboratory, sites: int, kind: str, with_retrieval: bool = True) -> Judgement:
+    """Export, judge, write ``summary.json`` and show the table."""
+    anonymizer = export_anonymizer(lab.run)
+    device = pick_device(lab.settings.device)
+    judgement = judge_run(anonymizer, lab.settings, lab.rows, lab.cache, device, with_retrieval=with_retrieval)
+    lab.run.write_summary(summary(lab, judgement, sites, kind, device))
+    print(table(judgement))
+    videos = f"{judgement.test_videos} held-out videos, fresh networks trained on {judgement.train_videos}"
+    print(f"\n{videos}; run folder: {lab.run.path}")
+    return judgement
+
+
+def summary(lab: Laboratory, judgement: Judgement, sites: int, kind: str, device: torch.device) -> dict[str, Any]:
+    """``summary.json``: figures in 0…1, null where the data cannot answer."""
+    return {
+        "kind": kind,
+        "sites": sites,
+        "rounds": lab.settings.total_rounds,
+        "seed": lab.settings.seed,
+        "preset": lab.settings.preset,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "seconds": round(time.monotonic() - lab.started, 1),
+        "peak_rss_mb": round(peak_rss_mb(), 1),
+        "bytes_up_per_round": bytes_up_per_round(lab.run),
+        **judged_figures(judgement),
+        "clip": {"frames": lab.settings.clip.frames, "size_px": lab.settings.clip.size_px},
+        "judge": {"action": lab.settings.networks.action, "privacy": lab.settings.networks.privacy},
+        "versions": {"torch": torch.__version__},
+    }
+
+
+def judged_figures(judgement: Judgement) -> dict[str, Any]:
+    """The judgement as it stands in JSON."""
+    return {
+        "utility": _nullable(judgement.utility),
+        "attack": {task: _nullable(row) for task, row in judgement.attack.items()},
+        "attackers": judgement.attackers,
+        "train_videos": judgement.train_videos,
+        "test_videos": judgement.test_videos,
+    }
+
+
+def bytes_up_per_round(run: RunFolder) -> int:
+    """Mean bytes that all sites together sent up in one training round; 0 for a centralised run."""
+    counted = [line["bytes_up"] for line in run.history() if line["kind"] == "train"]
+    return round(sum(counted) / len(counted)) if counted else 0
+
+
+def peak_rss_mb() -> float:
+    """The larger of this process's and its largest finished child's peak resident memory."""
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+
+
+def _nullable(figures: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else round(value, 4) for name, value in figures.items()}

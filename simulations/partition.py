@@ -1,0 +1,132 @@
+"""One manifest dealt out to N simulated sites: ordinary ``site.yaml`` files and manifests, as real sites write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from client.video.rows import Row, class_names, hold_out, read_rows, write_rows
+from spact_models.errors import UserError
+from spact_models.seeds import seed_for
+from spact_models.settings import SimulationConfig
+
+
+def load_rows(manifest: Path, config: SimulationConfig, seed: int) -> list[Row]:
+    """The manifest with every row's split decided: whole sources are held out where it does not say.
+
+    Raises:
+        UserError: nothing to train on, or nothing to judge on.
+    """
+    rows = hold_out(read_rows(manifest, must_exist=False), config.test_share, seed)
+    for split in ("train", "test"):
+        if not any(row.split == split for row in rows):
+            raise UserError(f"{manifest}: no row with split = {split}; leave the column empty to have it decided")
+    return rows
+
+
+def partition(rows: Sequence[Row], config: SimulationConfig, seed: int) -> list[list[Row]]:
+    """Deal rows out to ``config.sites`` sites; every row goes to exactly one.
+
+    ``iid``: shuffled and dealt. ``site``: by the manifest's own column. ``action``: each site draws its action mix
+    from Dirichlet(alpha). Any other column, such as ``source`` or ``identity``: whole groups, the largest first to
+    the site with the fewest rows. Training and test rows are dealt by the same rule; groups stay whole in each.
+
+    Raises:
+        UserError: an unknown column, more sites than groups, or a site without training rows.
+    """
+    rng = np.random.default_rng(seed_for("partition", seed))
+    dealt: list[list[Row]] = [[] for _ in range(config.sites)]
+    if config.partition_by == "action":
+        _deal_by_dirichlet(rows, dealt, config.alpha, rng)
+    elif config.partition_by == "iid":
+        for split in ("train", "test"):
+            chosen = [row for row in rows if row.split == split]
+            for place, index in enumerate(rng.permutation(len(chosen))):
+                dealt[place % config.sites].append(chosen[index])
+    else:
+        _deal_groups(rows, dealt, _column(rows, config.partition_by), config.partition_by)
+    for number, share in enumerate(dealt, start=1):
+        if not any(row.split == "train" for row in share):
+            raise UserError(
+                f"simulation.sites = {config.sites}: site {number} would have no training rows with partition_by = "
+                f"{config.partition_by!r}; ask for fewer sites or another partition"
+            )
+    return dealt
+
+
+def write_sites(folder: Path, shares: Sequence[Sequence[Row]], unlabelled_sites: int, cache: Path) -> list[Path]:
+    """Write ``site-1/site.yaml`` and its manifest for each share; the last ``unlabelled_sites`` lose their labels.
+
+    All simulated sites share one decode cache: a video is decoded once, whoever holds its row.
+
+    Returns:
+        The site files, in order.
+    """
+    classes = class_names([row for share in shares for row in share])
+    files = []
+    for number, share in enumerate(shares, start=1):
+        labelled = number <= len(shares) - unlabelled_sites
+        home = folder / f"site-{number}"
+        home.mkdir(parents=True, exist_ok=True)
+        rows = list(share) if labelled else [replace(row, action=None) for row in share]
+        write_rows(rows, home / "manifest.csv")
+        content: dict[str, object] = {"name": f"site-{number}", "manifest": "manifest.csv", "state": "state"}
+        content["cache"] = str(cache.resolve())
+        if labelled and classes:
+            content["classes"] = classes
+        file = home / "site.yaml"
+        file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        files.append(file.resolve())
+    return files
+
+
+def _column(rows: Sequence[Row], name: str) -> Callable[[Row], Hashable]:
+    if name in ("source", "site"):
+        return lambda row: getattr(row, name) or str(row.path)
+    known = sorted({key for row in rows for key in row.attributes})
+    if name not in known:
+        choices = ", ".join(["iid", "site", "source", "action", *known])
+        raise UserError(f"simulation.partition_by = {name!r}, must be one of: {choices}")
+    return lambda row: row.attributes.get(name) or str(row.path)
+
+
+def _deal_groups(rows: Sequence[Row], dealt: list[list[Row]], group_of: Callable[[Row], Hashable], column: str) -> None:
+    groups: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(group_of(row), []).append(row)
+    if len(groups) < len(dealt):
+        raise UserError(
+            f"simulation.sites = {len(dealt)}: column {column!r} has only {len(groups)} different values; ask for fewer"
+        )
+    if column == "site":  # the manifest's own sites: by name, as evenly as their number allows
+        for place, name in enumerate(sorted(groups, key=str)):
+            dealt[place % len(dealt)].extend(groups[name])
+        return
+    train = {name: sum(row.split == "train" for row in group) for name, group in groups.items()}
+    held: Mapping[int, list[int]] = {number: [0, 0] for number in range(len(dealt))}
+    for name in sorted(groups, key=lambda key: (-len(groups[key]), str(key))):
+        side = 0 if train[name] else 1  # test groups are balanced among themselves, as training groups are
+        least = min(held, key=lambda number: held[number][side])
+        held[least][side] += len(groups[name])
+        dealt[least].extend(groups[name])
+
+
+def _deal_by_dirichlet(rows: Sequence[Row], dealt: list[list[Row]], alpha: float, rng: np.random.Generator) -> None:
+    names = class_names(rows)
+    if not names:
+        raise UserError("simulation.partition_by = 'action', but the manifest names no action; use iid or source")
+    for name in names:
+        mix = rng.dirichlet([alpha] * len(dealt))
+        for split in ("train", "test"):
+            chosen = [row for row in rows if row.action == name and row.split == split]
+            order = rng.permutation(len(chosen))
+            cuts = np.floor(np.cumsum(mix)[:-1] * len(chosen)).astype(int)
+            for site, part in zip(dealt, np.split(order, cuts), strict=True):
+                site.extend(chosen[index] for index in part)
+    unlabelled = [row for row in rows if row.action is None]
+    for place, index in enumerate(rng.permutation(len(unlabelled))):
+        dealt[place % len(dealt)].append(unlabelled[index])

@@ -1,0 +1,289 @@
+"""The front door: help, mistakes and exit codes, and the run commands from a manifest of videos to their files."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from client.video.rows import read_rows, write_rows
+from fedspact import VERBS, main
+from server.runs import RunFolder
+from spact_models import __version__
+from spact_models.checkpoint import load_checkpoint
+from spact_models.errors import RunStopped
+from spact_models.networks import load_anonymizer
+
+ROOT = Path(__file__).parents[2]
+REPRESENTATIONS = {"raw", "downsample4x", "difference1bit", "anonymized"}
+PROMISED = {  # the issue's list; keys may be added, not renamed
+    "sites", "rounds", "seed", "preset", "device", "seconds", "peak_rss_mb", "bytes_up_per_round", "utility", "attack",
+}  # fmt: skip
+ADDED = {"kind", "attackers", "train_videos", "test_videos", "clip", "judge", "versions"}
+
+
+def sets(fast):
+    return [word for key, value in fast.items() for word in ("--set", f"{key}={value}")]
+
+
+def figures(tree):
+    """Every number in the utility and attack tables."""
+    rows = [tree["utility"], *tree["attack"].values()]
+    return [value for row in rows for value in row.values()]
+
+
+@pytest.fixture(scope="module")
+def run_of(squares, tmp_path_factory):
+    """Run folders of ``simulate`` and ``centralize``, each made once."""
+    made = {}
+
+    def run(verb, fast):
+        if verb not in made:
+            out = tmp_path_factory.mktemp(verb) / "run"
+            words = [verb, "--data", str(squares), "--out", str(out), "--seed", "3", *sets(fast)]
+            assert main(words) == 0
+            made[verb] = out
+        return made[verb]
+
+    return run
+
+
+def test_help_lists_every_verb_and_version_is_the_packages(capsys):
+    for words in (["--help"], ["-h"]):
+        assert main(words) == 0
+        out = capsys.readouterr().out
+        assert all(f"  {verb} " in out for verb in VERBS)
+    assert main([]) == 2
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.endswith(f"fedspact {__version__}\n")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert f"usage: fedspact {verb}" in out
+    assert "--debug" in out
+
+
+def test_an_unknown_verb_names_the_nearest(capsys):
+    assert main(["simulte"]) == 2
+    assert "'simulte' is no verb. Did you mean 'simulate'?" in capsys.readouterr().err
+
+
+def test_a_flag_that_is_not_there_is_a_users_mistake(squares, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["simulate", "--data", str(squares), "--nonsense"])
+    assert stop.value.code == 2
+    assert "--nonsense" in capsys.readouterr().err
+
+
+def test_the_command_runs_as_a_process(tmp_path):
+    """Exit status and streams as a shell sees them."""
+    words = [sys.executable, str(ROOT / "fedspact.py"), "simulate", "--data", "nowhere.csv", "--out", "run"]
+    ran = subprocess.run(
+        words, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    assert ran.stderr.startswith("fedspact: ")
+    assert "nowhere.csv: cannot be read (No such file or directory)" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def mistakes(squares, folder):
+    data = ["simulate", "--data", str(squares), "--out", str(folder / "run")]
+    return {
+        "unknown key": ([*data, "--set", "game.omegga=1"], "game.omegga: no such setting", "'game.omega'"),
+        "value": ([*data, "--set", "game.omega=-1"], "game.omega = -1.0, must be at least 0", ""),
+        "assignment": ([*data, "--set", "omega"], "--set 'omega', must be KEY=VALUE", ""),
+        "config": ([*data, "--config", str(folder / "no.toml")], "no.toml: No such file", "flower.toml"),
+        "preset": ([*data, "--preset", "huge"], "preset = 'huge', must be one of: tiny, small, paper", ""),
+        "device": ([*data, "--device", "cuda:99"], "device = 'cuda:99'", ""),
+        "column": ([*data, "--partition-by", "shoes"], "partition_by = 'shoes', must be one of", "identity"),
+        "sites": ([*data, "--sites", "13"], "simulation.sites = 13", "ask for fewer"),
+        "run": (["evaluate", str(folder / "no-run"), "--data", str(squares)], "no-run: not a checkpoint", ""),
+    }
+
+
+@pytest.mark.parametrize("kind", list(mistakes(Path(), Path())))
+def test_a_users_mistake_is_one_message_and_status_2(kind, squares, tmp_path, capsys, fast):
+    words, *told = mistakes(squares, tmp_path)[kind]
+    extra = sets(fast) if kind in ("column", "sites") else []
+    assert main([*words, *extra]) == 2
+    caught = capsys.readouterr()
+    assert all(text in caught.err for text in told)
+    assert "fedspact: " in caught.err
+    assert "Traceback" not in caught.err + caught.out
+    assert main([*words, *extra, "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "told"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; what was written before is whole"),
+        (RunStopped("3 void rounds"), 1, "fedspact: the run stopped: 3 void rounds"),
+        (ZeroDivisionError("no"), 1, "ZeroDivisionError: no\nThis looks like a fault of ours; add --debug"),
+    ],
+)
+def test_what_is_not_a_users_mistake_has_its_own_status(monkeypatch, capsys, raised, status, told):
+    """The verb's own module raises, as it might in the middle of a run."""
+    import client.video.cache
+
+    def run(_args):
+        raise raised
+
+    monkeypatch.setattr(client.video.cache, "run", run)
+    words = ["cache", "info", "--cache", "."]
+    assert main(words) == status
+    err = capsys.readouterr().err
+    assert told in err
+    assert "Traceback" not in err
+    if status == 1:
+        assert main([*words, "--debug"]) == 1
+        assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["simulate", "centralize"])
+def test_a_run_leaves_a_whole_folder(verb, run_of, fast):
+    out = run_of(verb, fast)
+    names = {path.name for path in out.iterdir()}
+    assert names >= {
+        "settings.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+        "anonymizer.safetensors",
+        "tensorboard",
+    }
+    assert [path.name for path in sorted((out / "checkpoints").iterdir())] == [
+        f"round-000{number}.safetensors" for number in (1, 2, 3)
+    ]
+    run = RunFolder.open(out)
+    assert [line["phase"] for line in run.history() if line["kind"] == "train"] == ["warmup", "minimax", "minimax"]
+    assert run.settings()["seed"] == 3
+    anonymizer, settings, classes = load_anonymizer(out / "anonymizer.safetensors")
+    assert (settings.seed, classes) == (3, ["jump", "walk"])
+    assert anonymizer.config.size_px == 16
+    assert not list(out.glob("**/*.tmp"))
+
+
+@pytest.mark.parametrize("verb", ["simulate", "centralize"])
+def test_the_summary_holds_what_is_promised(verb, run_of, fast):
+    summary = json.loads((run_of(verb, fast) / "summary.json").read_text(encoding="utf-8"))
+    assert summary.keys() == PROMISED | ADDED
+    assert summary["utility"].keys() == REPRESENTATIONS
+    assert summary["attack"]["identity"].keys() == {"chance", *REPRESENTATIONS}
+    assert summary["attack"].keys() == {"identity", "retrieval_all", "retrieval_same_source"}
+    assert all(value is None or 0 <= value <= 1 for value in figures(summary))
+    assert all(value is not None for value in summary["utility"].values())
+    assert summary["attack"]["identity"]["chance"] == 0.5  # 4 test videos of two colours
+    assert summary["attack"]["retrieval_all"]["chance"] == 0.25
+    assert summary["attack"]["retrieval_same_source"]["raw"] is None  # no two test videos of one camera
+    listed = summary["attackers"]["identity"]["raw"]
+    assert listed.keys() == {"frame-tiny", "video-tiny"}
+    assert summary["attack"]["identity"]["raw"] == round(max(listed.values()), 4)  # the strongest counts
+    assert (summary["sites"], summary["rounds"], summary["seed"]) == ({"simulate": 3, "centralize": 1}[verb], 3, 3)
+    assert (summary["preset"], summary["device"]) == ("tiny", "cpu")
+    assert (summary["train_videos"], summary["test_videos"]) == (12, 4)
+    assert 0 < summary["seconds"] < 600
+    assert 50 < summary["peak_rss_mb"] < 64_000
+
+
+def test_bytes_up_are_those_of_the_updates(run_of, fast):
+    """Three sites, each all of f_A and f_T in float32, every round; 128 bytes of type and shape with each array."""
+    tensors = load_checkpoint(RunFolder.open(run_of("simulate", fast)).checkpoint_path(1)).tensors
+    each = sum(4 * value.numel() + 128 for value in tensors.values())
+    told = [json.loads((run_of(verb, fast) / "summary.json").read_text()) for verb in ("simulate", "centralize")]
+    assert [summary["bytes_up_per_round"] for summary in told] == [3 * each, 0]
+
+
+def test_the_table_on_the_terminal_is_the_summary(squares, tmp_path, fast, capsys):
+    fast.update({"rounds.minimax": 1, "rounds.warmup": 0, "judge.steps": 2})
+    words = ["centralize", "--data", str(squares), "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "c")]
+    assert main([*words, *sets(fast)]) == 0
+    out = capsys.readouterr().out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for name in REPRESENTATIONS:
+        line = next(line for line in out.splitlines() if line.startswith(name))
+        expected = [summary["utility"][name], summary["attack"]["identity"][name]]
+        assert line.split()[1:3] == [f"{value:.3f}" for value in expected]
+    assert str(tmp_path / "run") in out
+    assert not (tmp_path / "run" / "cache").exists()  # --cache
+
+
+def test_an_existing_run_is_never_overwritten(run_of, squares, fast, capsys):
+    out = run_of("simulate", fast)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert main(["simulate", "--data", str(squares), "--out", str(out), *sets(fast)]) == 2
+    assert "holds an existing run, which is never overwritten" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_unreadable_videos_are_named_and_too_many_stop_the_run(squares, tmp_path, fast, capsys):
+    rows = read_rows(squares)
+    bad = tmp_path / "broken.mp4"
+    bad.write_text("no video")
+    write_rows([*rows, *(type(rows[0])(path, "walk", split="train") for path in (bad,))], tmp_path / "m.csv")
+    assert main(["centralize", "--data", str(tmp_path / "m.csv"), "--out", str(tmp_path / "run"), *sets(fast)]) == 2
+    caught = capsys.readouterr()
+    assert f"not used: {bad}" in caught.out
+    assert "unreadable videos = 1 of 17 (5.9%), at most 5.0% are allowed" in caught.err
+
+
+def test_evaluate_judges_a_run_or_a_file_again(run_of, squares, fast, tmp_path, capsys):
+    out = run_of("simulate", fast)
+    quick = ["--data", str(squares), "--cache", str(tmp_path / "cache")]
+    stories = []
+    for number, model in enumerate(
+        (out, out / "anonymizer.safetensors", out / "checkpoints" / "round-0003.safetensors")
+    ):
+        file = tmp_path / f"{number}.json"
+        assert main(["evaluate", str(model), *quick, "--device", "cpu", "--out", str(file)]) == 0
+        assert "anonymized" in capsys.readouterr().out
+        stories.append(json.loads(file.read_text(encoding="utf-8")))
+    assert stories[0] == stories[1] == stories[2]
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert stories[0] == {name: summary[name] for name in stories[0]}  # the same judge, seed and videos
+    assert (
+        main(["evaluate", str(out), *quick, "--seed", "4", "--set", "judge.steps=9", "--out", str(tmp_path / "o")]) == 0
+    )
+    assert json.loads((tmp_path / "o").read_text()) != stories[0]
+
+
+def test_evaluate_attacks_the_columns_that_are_asked_for(run_of, squares, fast, tmp_path, capsys):
+    out = run_of("simulate", fast)
+    words = ["evaluate", str(out), "--data", str(squares), "--cache", str(tmp_path / "c"), "--out", str(tmp_path / "o")]
+    assert main([*words, "--tasks", "light, identity", "--device", "cpu"]) == 0
+    told = json.loads((tmp_path / "o").read_text(encoding="utf-8"))
+    assert told["attack"]["light"].keys() == {"chance", *REPRESENTATIONS}
+    assert told["attack"]["light"]["chance"] == 0.5
+    assert all(value is None or (0 <= value <= 1 and math.isfinite(value)) for value in figures(told))
+    assert main([*words, "--tasks", "shoes"]) == 2
+    assert "--tasks shoes: no such column. The manifest has: identity, light" in capsys.readouterr().err
+
+
+def test_evaluate_says_when_a_column_cannot_be_asked_for(run_of, squares, fast, tmp_path, capsys):
+    rows = [
+        type(row)(row.path, row.action, split=row.split, attributes={"hat": row.split, "coat": "same"})
+        for row in read_rows(squares)
+    ]
+    write_rows(rows, tmp_path / "m.csv")
+    words = [
+        "evaluate",
+        str(run_of("simulate", fast)),
+        "--data",
+        str(tmp_path / "m.csv"),
+        "--cache",
+        str(tmp_path / "c"),
+    ]
+    for column in ("hat", "coat"):
+        assert main([*words, "--tasks", column]) == 2
+        assert f"--tasks {column}: cannot be asked for" in capsys.readouterr().err
