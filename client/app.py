@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from client.egress import Door, Refused
+from client.egress import Door, Refused, introduction, signature
 from client.footage import Footage, declared_classes, open_footage, split_rows
 from client.site import Site, load_site
 from client.state import StateFolder
@@ -83,8 +83,7 @@ def answer_query(site: Site, settings: Settings, message: Message) -> RecordDict
     with _own_files():
         train, test = split_rows(site)
         classes = declared_classes(site)
-    counts = {"train_rows": len(train), "test_rows": len(test)}
-    return RecordDict({"site": ConfigRecord({"name": site.name, "classes": classes, **counts})})
+    return RecordDict({"site": introduction(site.name, classes, len(train), len(test))})
 
 
 def answer_train(site: Site, settings: Settings, message: Message) -> RecordDict:
@@ -108,7 +107,7 @@ def answer_train(site: Site, settings: Settings, message: Message) -> RecordDict
     after = {name: value for name, value in result.weights.items() if name.partition(".")[0] in trained}
     before = {name: weights[name] for name in after}
     update = door.update(after, before, server_round)
-    return RecordDict({"update": update, "metrics": door.metrics(_whole(told)), "site": _signature(site)})
+    return RecordDict({"update": update, "metrics": door.metrics(_whole(told)), "site": signature(site.name)})
 
 
 def answer_evaluate(site: Site, settings: Settings, message: Message) -> RecordDict:
@@ -124,7 +123,7 @@ def answer_evaluate(site: Site, settings: Settings, message: Message) -> RecordD
         loader = footage.loader(settings, classes, networks.anonymizer.history)
         figures = evaluate(networks, loader, footage.test, settings.judge.test_clips)
     door = _door(site, settings, networks, states)
-    return RecordDict({"metrics": door.metrics(_whole(figures)), "site": _signature(site)})
+    return RecordDict({"metrics": door.metrics(_whole(figures)), "site": signature(site.name)})
 
 
 @contextmanager
@@ -188,10 +187,6 @@ def _whole(figures: Mapping[str, float]) -> dict[str, float]:
     """Counts leave as whole numbers, the rest as it is."""
     counted = ("examples", "examples.anonymizer", "examples.action", "teacher_held", "unreadable")
     return {name: int(value) if name in counted else value for name, value in figures.items()}
-
-
-def _signature(site: Site) -> ConfigRecord:
-    return ConfigRecord({"name": site.name})
 
 
 app = make_app()

@@ -9,13 +9,13 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from torch import Tensor
 
 from spact_models.exchange import difference
@@ -37,6 +37,16 @@ METRICS = (  # every figure that a site tells; a name that is not here does not 
 
 class Refused(Exception):
     """Something tried to leave that is not on the list."""
+
+
+def introduction(name: str, classes: Sequence[str], train_rows: int, test_rows: int) -> ConfigRecord:
+    """What a site says of itself before round 1: its name, its action names, how many videos it counts on."""
+    return ConfigRecord({"name": name, "classes": list(classes), "train_rows": train_rows, "test_rows": test_rows})
+
+
+def signature(name: str) -> ConfigRecord:
+    """Whose reply it is."""
+    return ConfigRecord({"name": name})
 
 
 @dataclass(frozen=True)

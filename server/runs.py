@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SETTINGS, METRICS, SUMMARY = "settings.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
+PREPARED = ("cache", "sites", "synthetic")  # made before a run begins: a try that failed there may be repeated
 FORMAT = "fedspact-run"
 
 
@@ -169,15 +170,17 @@ def _check_free(path: Path) -> None:
     """A run never writes into somebody's folder, nor over another run."""
     with _writing(path):
         if path.exists() and not path.is_dir():
-            raise UserError(f"run folder {path}: a file, must be a folder. Name another one with --out.")
-        occupied = path.is_dir() and any(path.iterdir())
+            raise UserError(f"run folder {path}: a file, must be a folder. Name another one (--out, run_dir).")
+        occupied = path.is_dir() and any(entry.name not in PREPARED for entry in path.iterdir())
     if occupied and _read_settings(path) is not None:
         raise UserError(
-            f"run folder {path}: holds an existing run, which is never overwritten. Name another one with --out, or "
+            f"run folder {path}: holds an existing run, which is never overwritten. Name another one (--out, run_dir), or "
             "remove it."
         )
     if occupied:
-        raise UserError(f"run folder {path}: not empty and not a run folder. Name a new or an empty one with --out.")
+        raise UserError(
+            f"run folder {path}: not empty and not a run folder. Name a new or an empty one (--out, run_dir)."
+        )
 
 
 def _read_settings(path: Path) -> dict[str, Any] | None:
@@ -197,6 +200,6 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"{path}: cannot be written ({reason}). Free or mend that disk, or name another folder with --out; what "
+            f"{path}: cannot be written ({reason}). Free or mend that disk, or name another folder (--out, run_dir); what "
             "was written before is whole."
         ) from error

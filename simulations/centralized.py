@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Pool the manifest, train, judge, write the run folder."""
     lab = open_laboratory(args)
     centralize(lab)
-    finish(lab, sites=1, kind="centralized")
+    finish(lab, sites=1, kind="centralized", judged=not args.no_judge)
     return 0
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from server.runs import RunFolder, default_run_path
-from simulations.federated import simulate
+from simulations.federated import refuse_local_statistics, simulate
 from simulations.laboratory import Laboratory, add_run_arguments, finish, readable, settings_from
 from simulations.partition import load_rows
 from simulations.pictures import before_after_film, before_after_sheet, choose_rows
@@ -33,10 +33,11 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     settings = settings_from(args, {**SITES, "simulation.sites": args.sites})
     pick_device(settings.device)
+    refuse_local_statistics(settings)
     folder = RunFolder(default_run_path(settings.run_dir), settings.rounds.keep_checkpoints)
     print(f"1/4  making {args.clips} videos of {args.identities} people at {args.sites} sites")
     config = SynthConfig(clips=args.clips, identities=args.identities, sites=args.sites, seed=settings.seed)
-    manifest: Path = synthesize(config, folder.path / "synthetic")
+    manifest: Path = synthesize(config, folder.path / "synthetic", force=True)
     rows = load_rows(manifest, settings.simulation, settings.seed)
     lab = Laboratory(settings, folder, rows, folder.path / "cache", started)
     lab.rows = readable(lab.rows, lab.cache)

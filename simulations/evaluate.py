@@ -10,7 +10,7 @@ from pathlib import Path
 from client.video.cache import FrameCache
 from client.video.rows import Row
 from server.runs import RunFolder
-from simulations.judgement import attackable, judge_run, table
+from simulations.judgement import REPRESENTATIONS, attackable, judge_run, table
 from simulations.laboratory import judged_figures, readable
 from simulations.partition import load_rows
 from spact_models.checkpoint import write_atomically
@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="decoded frames (default: %(default)s)"
     )
+    parser.add_argument(
+        "--only", metavar="A,B", help=f"representations to judge (default: {','.join(REPRESENTATIONS)})"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
 
 
@@ -53,12 +56,20 @@ def run(args: argparse.Namespace) -> int:
     rows = load_rows(args.data, settings.simulation, trained.seed)
     tasks = _tasks(args.tasks, rows)
     rows = readable(rows, cache)
-    judgement = judge_run(anonymizer, settings, rows, cache, device, tasks=tasks)
+    judgement = judge_run(anonymizer, settings, rows, cache, device, tasks=tasks, representations=_only(args.only))
     print(table(judgement))
     if args.out is not None:
         text = json.dumps(judged_figures(judgement), indent=2) + "\n"
         write_atomically(args.out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return 0
+
+
+def _only(asked: str | None) -> list[str]:
+    chosen = [name.strip() for name in asked.split(",")] if asked else list(REPRESENTATIONS)
+    for name in chosen:
+        if name not in REPRESENTATIONS:
+            raise UserError(f"--only {name}: no such representation, must be among {', '.join(REPRESENTATIONS)}")
+    return chosen
 
 
 def _tasks(asked: str | None, rows: Sequence[Row]) -> list[str]:

@@ -15,7 +15,7 @@ from client.video.rows import Row
 from server.app import run_federation
 from server.runs import RunFolder
 from simulations.inprocess import InProcessGrid
-from simulations.laboratory import Laboratory, add_run_arguments, finish, open_laboratory, steps_of_run
+from simulations.laboratory import Laboratory, add_run_arguments, finish, open_laboratory, settings_from, steps_of_run
 from simulations.partition import partition, write_sites
 from spact_models.errors import RunStopped, UserError
 from spact_models.settings import Settings
@@ -40,10 +40,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Deal the manifest out, train, judge, write the run folder."""
     shorthand = {"simulation.sites": args.sites, "simulation.partition_by": args.partition_by}
-    lab = open_laboratory(args, {key: value for key, value in shorthand.items() if value is not None})
+    chosen = {key: value for key, value in shorthand.items() if value is not None}
+    refuse_local_statistics(settings_from(args, chosen))
+    lab = open_laboratory(args, chosen)
     simulate(lab, args.engine)
-    finish(lab, sites=lab.settings.simulation.sites, kind="federated")
+    finish(lab, sites=lab.settings.simulation.sites, kind="federated", judged=not args.no_judge)
     return 0
+
+
+def refuse_local_statistics(settings: Settings) -> None:
+    """A simulated federation ends in an anonymizer that is used and judged here, which BatchNorm does not allow.
+
+    Raises:
+        UserError: ``networks.norm = batch``.
+    """
+    if settings.networks.norm == "batch":
+        raise UserError(
+            "networks.norm = 'batch', cannot be judged after a federation: its statistics stay at the sites. "
+            "Use networks.norm = 'group', or fedspact centralize."
+        )
 
 
 def simulate(lab: Laboratory, engine: str = "inprocess") -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from client.video.cache import FrameCache
 from client.video.rows import Row, class_names
 from client.video.sampling import test_clips
 from spact_models.anonymizer import Anonymizer, ClipTransform
-from spact_models.judge import Judge, JudgeSet, chance
+from spact_models.judge import Judge, JudgeSet, chance, side_by_side
 from spact_models.obfuscations import by_name
 from spact_models.seeds import seed_for
 from spact_models.settings import ClipConfig, Settings
@@ -125,18 +126,26 @@ def judge_run(
     for name in representations:
         bar.set_postfix_str(name)
         seen = {side: part.through(transforms[name], device) for side, part in raw.items()}
+        jobs: dict[tuple[str, str], Callable[[], Any]] = {}
         if with_action:
-            utility[name] = judge.utility(seen["train"], seen["test"])
+            jobs["action", ""] = partial(judge.utility, seen["train"], seen["test"])
         for task in asked:
-            answers = judge.attack(seen["train"], seen["test"], task)
+            made = judge.attack_jobs(seen["train"], seen["test"], task)
+            jobs.update({(task, attacker): job for attacker, job in made.items()})
+        if with_retrieval:
+            jobs["retrieval", ""] = partial(judge.retrieval, seen["train"], seen["test"])
+        found = side_by_side(jobs, device)
+        if with_action:
+            utility[name] = found["action", ""]
+        for task in asked:
+            answers = {attacker: answer for (asked_for, attacker), answer in found.items() if asked_for == task}
             listed.setdefault(task, {})[name] = answers
             attack.setdefault(task, {})["chance"] = chance(raw["test"], task)
             attack[task][name] = max(answers.values())
         if with_retrieval:
-            found = judge.retrieval(seen["train"], seen["test"])
             for form in ("all", "same_source"):
-                row = attack.setdefault(f"retrieval_{form}", {"chance": found[f"{form}_chance"]})
-                row[name] = found[form]
+                row = attack.setdefault(f"retrieval_{form}", {"chance": found["retrieval", ""][f"{form}_chance"]})
+                row[name] = found["retrieval", ""][form]
     bar.close()
     return Judgement(utility, attack, listed, len(train), len(test))
 

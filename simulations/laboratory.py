@@ -16,8 +16,8 @@ import torch
 from client.video.cache import FrameCache, check_share
 from client.video.rows import Row
 from server.runs import RunFolder, default_run_path
-from simulations.judgement import Judgement, judge_run, table
-from simulations.partition import load_rows
+from simulations.judgement import REPRESENTATIONS, Judgement, judge_run, table
+from simulations.partition import load_rows, partition
 from spact_models.anonymizer import Anonymizer
 from spact_models.checkpoint import load_checkpoint, save_checkpoint
 from spact_models.exchange import ANONYMIZER
@@ -59,6 +59,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, data: bool = True) -> Non
     parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="decoded frames (default: OUT/cache)")
+    if data:
+        parser.add_argument("--no-judge", action="store_true", help="train only; `fedspact evaluate` can judge later")
 
 
 def settings_from(args: argparse.Namespace, shorthand: Mapping[str, Any] | None = None) -> Settings:
@@ -78,6 +80,7 @@ def open_laboratory(args: argparse.Namespace, shorthand: Mapping[str, Any] | Non
     settings = settings_from(args, shorthand)
     pick_device(settings.device)
     rows = load_rows(args.data, settings.simulation, settings.seed)
+    partition(rows, settings.simulation, settings.seed)  # a partition that cannot be is said before anything is written
     run = RunFolder(default_run_path(settings.run_dir), settings.rounds.keep_checkpoints)
     lab = Laboratory(settings, run, rows, args.cache or run.path / "cache", started)
     lab.rows = readable(rows, lab.cache)
@@ -110,13 +113,23 @@ def export_anonymizer(run: RunFolder) -> Anonymizer:
     return load_anonymizer(path)[0]
 
 
-def finish(lab: Laboratory, sites: int, kind: str, with_retrieval: bool = True) -> Judgement:
-    """Export, judge, write ``summary.json`` and show the table."""
+def finish(lab: Laboratory, sites: int, kind: str, with_retrieval: bool = True, judged: bool = True) -> Judgement:
+    """Export, judge (unless ``judged`` is off), write ``summary.json`` and show the table."""
     anonymizer = export_anonymizer(lab.run)
     device = pick_device(lab.settings.device)
-    judgement = judge_run(anonymizer, lab.settings, lab.rows, lab.cache, device, with_retrieval=with_retrieval)
+    representations = REPRESENTATIONS if judged else ()
+    judgement = judge_run(
+        anonymizer,
+        lab.settings,
+        lab.rows,
+        lab.cache,
+        device,
+        with_retrieval=with_retrieval,
+        representations=representations,
+    )
     lab.run.write_summary(summary(lab, judgement, sites, kind, device))
-    print(table(judgement))
+    if judged:
+        print(table(judgement))
     videos = f"{judgement.test_videos} held-out videos, fresh networks trained on {judgement.train_videos}"
     print(f"\n{videos}; run folder: {lab.run.path}")
     return judgement

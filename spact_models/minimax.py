@@ -66,9 +66,14 @@ class Players:
         assert isinstance(network, Anonymizer)
         return network
 
-    def autocast(self, device: torch.device) -> Any:
-        """bf16 autocast for the forward passes where ``precision`` asks for it; losses stay in float32."""
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+    def autocast(self, device: torch.device, *, three_dimensional: bool = False) -> Any:
+        """bf16 autocast for the forward passes where ``precision`` asks for it; losses stay in float32.
+
+        Not for 3D convolutions on a CPU: with torch 2.15 their bf16 weight gradients held NaN or 3e38 in about half
+        of 30 tries at small shapes.
+        """
+        sound = device.type != "cpu" or not three_dimensional
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16" and sound)
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,8 @@ def critics_move(players: Players, batch: Batch, config: GameConfig) -> Losses:
         clips_BCTHW = players.f_A.transform(batch.clips_BCTHW)
         first_NCHW, second_NCHW = anonymized_views(players.f_A, batch)
     loss_T = loss_action(players, clips_BCTHW, batch)
-    players.action.descend(loss_T)
+    if has_lesson(players, batch):
+        players.action.descend(loss_T)
     loss_B = loss_privacy(players, first_NCHW, second_NCHW, config)
     players.privacy.descend(loss_B)
     return Losses(loss_T.detach(), loss_B.detach())
@@ -134,14 +140,19 @@ def anonymized_views(f_A: Anonymizer, batch: Batch) -> tuple[Tensor, Tensor]:
     return first_NCHW, second_NCHW
 
 
+def has_lesson(players: Players, batch: Batch) -> bool:
+    """Whether the batch can teach f_T: without labels and teacher a step would only follow Adam's momentum."""
+    return players.teacher is not None or bool((batch.labels_B >= 0).any())
+
+
 def loss_action(players: Players, clips_BCTHW: Tensor, batch: Batch) -> Tensor:
     """L_T of anonymised clips; the teacher sees the picture that f_A copied in warm-up, which stays at the site."""
     device = clips_BCTHW.device
-    with players.autocast(device):
-        logits_BK = players.action.network(clips_BCTHW)
+    with players.autocast(device, three_dimensional=True):
+        logits_BK = players.action.network(clips_BCTHW.float())  # autocast made f_A's output bf16
     teacher_BK = None
     if players.teacher is not None and bool((batch.labels_B < 0).any()):
-        with torch.no_grad(), players.autocast(device):
+        with torch.no_grad(), players.autocast(device, three_dimensional=True):
             teacher_BK = players.teacher(players.f_A.target(batch.clips_BCTHW))
     return action_loss(logits_BK, batch.labels_B, teacher_BK)
 

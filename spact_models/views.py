@@ -94,6 +94,12 @@ class AugmentConfig:
                 "must be 0 <= erase_min_share <= erase_max_share <= 1 (erase_probability = 0 erases nothing)"
             )
 
+    @property
+    def recolours(self) -> bool:
+        """Whether any colour can change."""
+        strengths = (self.brightness, self.contrast, self.saturation, self.hue, self.gamma, self.grey_probability)
+        return any(strength > 0 for strength in strengths)
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -158,9 +164,10 @@ def augment_clips(clips_BCTHW: Tensor, config: AugmentConfig, generator: torch.G
     Returns the same shape, device and range.
     """
     drawn = draw(clips_BCTHW.shape[0], config, generator).to(clips_BCTHW.device)
-    cropped = _crop_and_flip(clips_BCTHW, drawn)
-    coloured = _recolour(cropped, drawn)
-    return _erase(coloured, drawn)
+    varied = _crop_and_flip(clips_BCTHW, drawn)
+    if config.recolours:  # what is switched off would multiply by one: the pass over the pixels is saved
+        varied = _recolour(varied, drawn)
+    return _erase(varied, drawn) if config.erase_probability > 0 else varied
 
 
 def prepare(frame_batch: FrameBatch, config: AugmentConfig, generator: torch.Generator) -> Batch:

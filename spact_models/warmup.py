@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from spact_models.losses import reconstruction
-from spact_models.minimax import Losses, Players, anonymized_views, loss_action, loss_privacy
+from spact_models.minimax import Losses, Players, anonymized_views, has_lesson, loss_action, loss_privacy
 from spact_models.settings import GameConfig
 from spact_models.views import Batch
 
@@ -29,7 +29,7 @@ def warmup_step(players: Players, batch: Batch, config: GameConfig) -> Losses:
         clips_BCTHW = players.f_A.transform(batch.clips_BCTHW)
         first_NCHW, second_NCHW = anonymized_views(players.f_A, batch)
     loss_T = loss_action(players, clips_BCTHW, batch)
-    if bool((batch.labels_B >= 0).any()):
+    if has_lesson(players, batch):
         players.action.descend(loss_T)
     loss_B = loss_privacy(players, first_NCHW, second_NCHW, config)
     players.privacy.descend(loss_B)

@@ -133,9 +133,11 @@ def weights(run: RunFolder, server_round: int):
     return load_checkpoint(run.checkpoints()[server_round]).tensors
 
 
-def largest_difference(ours, theirs) -> float:
+def distance(ours, theirs) -> float:
+    """Relative L2 over all weights: Adam turns a rounding of a gradient near 0 into a whole step of one weight."""
     assert ours.keys() == theirs.keys()
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+    apart = sum(float((ours[name] - theirs[name]).double().square().sum()) for name in ours)
+    return (apart / sum(float(value.double().square().sum()) for value in theirs.values())) ** 0.5
 
 
 def test_real_processes_train_what_the_in_process_engine_trains(federation, fast, tmp_path):
@@ -163,8 +165,8 @@ def test_real_processes_train_what_the_in_process_engine_trains(federation, fast
     twin = RunFolder(tmp_path / "twin")
     nodes = [{"site": str(file)} for file in federation.site_files]
     run_federation(InProcessGrid(make_app(), nodes, settings.flat()), settings, twin, quiet=True)
-    assert largest_difference(weights(run, 2), weights(twin, 2)) < 1e-5
-    assert largest_difference(weights(run, 1), weights(twin, 2)) > 1e-4  # the measure can tell rounds apart
+    assert distance(weights(run, 2), weights(twin, 2)) < 1e-4
+    assert distance(weights(run, 1), weights(twin, 2)) > 1e-3  # the measure can tell rounds apart
 
 
 def check_ledgers(federation: Federation, run: RunFolder, lines: list[dict]) -> None:

@@ -29,9 +29,12 @@ def last_weights(lab):
     return {name: value for name, value in load_checkpoint(path).tensors.items() if not name.startswith("buffers.")}
 
 
-def largest_difference(ours, theirs):
+def distance(ours, theirs):
+    """Relative L2 over all weights. Not the largest difference: where a gradient is almost 0, Adam turns a rounding
+    of its sign into a whole step of one weight."""
     assert ours.keys() == theirs.keys()
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+    apart = sum(float((ours[name] - theirs[name]).double().square().sum()) for name in ours)
+    return (apart / sum(float(value.double().square().sum()) for value in theirs.values())) ** 0.5
 
 
 def test_one_site_federated_is_centralised(squares, tmp_path, fast):
@@ -41,8 +44,8 @@ def test_one_site_federated_is_centralised(squares, tmp_path, fast):
     centralize(pooled)
     start = laboratory(squares, tmp_path / "other", fast, **{"simulation.sites": 1, "seed": 5})
     simulate(start)
-    assert largest_difference(last_weights(alone), last_weights(pooled)) < 1e-5
-    assert largest_difference(last_weights(alone), last_weights(start)) > 1e-2  # the measure can tell runs apart
+    assert distance(last_weights(alone), last_weights(pooled)) < 1e-4
+    assert distance(last_weights(alone), last_weights(start)) > 1e-1  # the measure can tell runs apart
 
 
 def test_the_same_seed_gives_the_same_run_and_the_order_of_sites_does_not_matter(squares, tmp_path, fast):
@@ -51,7 +54,7 @@ def test_the_same_seed_gives_the_same_run_and_the_order_of_sites_does_not_matter
     files = deal_out(labs[1].run.path, labs[1].rows, labs[1].settings, labs[1].cache_folder)
     grid = InProcessGrid(make_app(), [{"site": str(file)} for file in reversed(files)], labs[1].settings.flat())
     run_federation(grid, labs[1].settings, labs[1].run, quiet=True)
-    assert largest_difference(last_weights(labs[0]), last_weights(labs[1])) < 1e-5
+    assert distance(last_weights(labs[0]), last_weights(labs[1])) < 1e-4
 
 
 @pytest.mark.parametrize("killed_in", [1, 2, 3])
@@ -90,7 +93,7 @@ def test_a_site_that_loses_a_round_goes_on_from_its_last_complete_state(squares,
             weights = play(number, weights, teacher)
         return weights
 
-    assert largest_difference(run(interrupted=False), run(interrupted=True)) == 0.0
+    assert distance(run(interrupted=False), run(interrupted=True)) == 0.0
 
 
 def test_sites_without_action_labels_join_and_help(squares, tmp_path, fast):
@@ -119,4 +122,4 @@ def test_ray_engine_is_the_in_process_engine(squares, tmp_path, fast):
     ray = laboratory(squares, tmp_path / "ray", quick)
     simulate(here)
     simulate(ray, engine="ray")
-    assert largest_difference(last_weights(here), last_weights(ray)) < 1e-5
+    assert distance(last_weights(here), last_weights(ray)) < 1e-4

@@ -78,6 +78,25 @@ def test_networks_come_back_from_a_checkpoint_bit_for_bit(settings_of, tmp_path,
         assert not torch.equal(untrained.anonymizer.eval()(clip()), expected)
 
 
+def test_every_setting_of_f_a_reaches_it(settings_of):
+    chosen = {
+        "anonymizer": ("kind", "motion"),
+        "motion_input": ("motion_input", "difference"),
+        "anonymizer_channels": ("base_channels", 6),
+        "anonymizer_depth": ("depth", 2),
+        "anonymizer_patch_px": ("patch_px", 4),
+        "anonymizer_input_skip": ("input_skip", False),
+        "motion_threshold": ("threshold", 0.3),
+        "norm": ("norm", "batch"),
+        "output_noise": ("output_noise", 0.1),
+        "output_levels": ("output_levels", 5),
+    }
+    changes = {f"networks.{key}": value for key, (_, value) in chosen.items()}
+    settings = settings_of(**changes, **{"clip.size_px": 24, "clip.stride_frames": 3})
+    config = vars(build_networks(settings, CLASSES).anonymizer.config)
+    assert config == {**dict(chosen.values()), "size_px": 24, "stride_frames": 3}
+
+
 def test_a_federated_batch_norm_checkpoint_is_refused_with_the_reason(settings_of, tmp_path):
     settings = settings_of(**{"networks.norm": "batch"})
     path = save(tmp_path / "round.safetensors", trained(settings), settings, buffers=False)

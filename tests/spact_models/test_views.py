@@ -219,3 +219,18 @@ def test_cuda_applies_the_same_draws() -> None:
     on_cpu = augment_clips(clip, AugmentConfig(), generator(1))
     on_cuda = augment_clips(clip.cuda(), AugmentConfig(), generator(1)).cpu()
     torch.testing.assert_close(on_cuda, on_cpu, atol=1e-3, rtol=0)
+
+
+def test_switched_off_colours_and_boxes_are_skipped_and_not_drawn_differently():
+    """Strengths of 0 skip the pass over the pixels; the result is that of the pass with factors of one."""
+    clips = torch.rand(3, 3, 2, 12, 12, generator=torch.Generator().manual_seed(4))
+    tiny = 1e-7  # not skipped, and too faint to see
+    off = AugmentConfig(brightness=0, contrast=0, saturation=0, hue=0, gamma=0, grey_probability=0, erase_probability=0)
+    faint = AugmentConfig(
+        brightness=tiny, contrast=0, saturation=0, hue=0, gamma=0, grey_probability=0, erase_probability=0
+    )
+    assert not off.recolours
+    assert faint.recolours
+    skipped, passed = (augment_clips(clips, config, torch.Generator().manual_seed(9)) for config in (off, faint))
+    torch.testing.assert_close(skipped, passed, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(skipped, clips, atol=1e-3)  # the crop and the flip still happen
