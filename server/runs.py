@@ -174,8 +174,8 @@ def _check_free(path: Path) -> None:
         occupied = path.is_dir() and any(entry.name not in PREPARED for entry in path.iterdir())
     if occupied and _read_settings(path) is not None:
         raise UserError(
-            f"run folder {path}: holds an existing run, which is never overwritten. Name another one (--out, run_dir), or "
-            "remove it."
+            f"run folder {path}: holds an existing run, which is never overwritten. Name another one "
+            "(--out, run_dir), or remove it."
         )
     if occupied:
         raise UserError(
@@ -200,6 +200,6 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"{path}: cannot be written ({reason}). Free or mend that disk, or name another folder (--out, run_dir); what "
-            "was written before is whole."
+            f"{path}: cannot be written ({reason}). Free or mend that disk, or name another folder "
+            "(--out, run_dir); what was written before is whole."
         ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -152,17 +152,24 @@ def judge_run(
 
 def table(judgement: Judgement) -> str:
     """The figures as a plain text table: one line a representation, chance below."""
-    tasks = [task for task, row in judgement.attack.items() if not math.isnan(row.get("raw", math.nan))]
+    known = {task: row for task, row in judgement.attack.items() if _any(row.get(name) for name in REPRESENTATIONS)}
+    tasks = list(known)
     heads = ["", "action ↑", *(f"{task.replace('_', ' ')} ↓" for task in tasks)]
     lines = {
         name: [judgement.utility[name], *(judgement.attack[task].get(name, math.nan) for task in tasks)]
         for name in REPRESENTATIONS
+        if _any([judgement.utility[name], *(row.get(name) for row in known.values())])
     }
     lines["chance"] = [math.nan, *(judgement.attack[task]["chance"] for task in tasks)]
     text = [heads, *([name, *map(_figure, figures)] for name, figures in lines.items())]
     first, *rest = (max(map(len, column)) for column in zip(*text, strict=True))
     out = ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], rest)]) for row in text]
     return "\n".join([out[0], "─" * len(out[0]), *out[1:]])
+
+
+def _any(figures: Iterable[float | None]) -> bool:
+    """Whether one of them was measured."""
+    return any(figure is not None and not math.isnan(figure) for figure in figures)
 
 
 def _figure(value: float) -> str:

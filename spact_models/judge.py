@@ -90,7 +90,8 @@ class FrameByFrame(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))  # its own: judges run side by side
+        seed = int(torch.randint(2**62, ()))
+        self.generator = torch.Generator().manual_seed(seed)  # its own, because judges run side by side
 
     def forward(self, clip_BCTHW: Tensor) -> Tensor:
         if self.training and clip_BCTHW.shape[2] > FRAMES_PER_STEP:

@@ -61,7 +61,7 @@ def test_the_film_shows_raw_beside_anonymised(squares, tmp_path):
     left, right = frames[:, :, :240].astype(float), frames[:, :, -240:].astype(float)
     assert np.abs(left[5, ::8, ::8].mean() - raw[5].mean()) < 10
     for first in (0, 10):  # of each of the two videos
-        assert right[first].max() < 12  # black, but for the codec
+        assert right[first].max() < 25  # black, but for the codec
         assert left[first].max() > 100
     assert right[5].mean() > 20
 
