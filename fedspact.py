@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_verb(verb: str, words: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("fedspact.networks").setLevel(logging.INFO)  # which pretrained tensors arrived, and which not
     module = importlib.import_module(VERBS[verb][0])
     about = f"{VERBS[verb][1]}."
     parser = argparse.ArgumentParser(prog=f"fedspact {verb}", description=about[0].upper() + about[1:])

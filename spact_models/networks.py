@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from spact_models.privacy import build_privacy
 from spact_models.seeds import seeded
 from spact_models.settings import Settings, load_settings
 
+log = logging.getLogger("fedspact.networks")
+_reported: set[tuple[str, str]] = set()
 BUFFERS = "buffers."  # checkpoints of centralised runs also hold BatchNorm's statistics, under this prefix
 
 
@@ -59,7 +62,7 @@ def build_networks(settings: Settings, classes: Sequence[str]) -> Networks:
         named = _checked_names(settings)
         action = build_action(named.action, len(classes), named.norm)
     if settings.networks.action_weights:
-        load_pretrained(action, settings.networks.action, weights_source(settings.networks.action_weights))
+        _start_from(action, "action", settings.networks.action, settings.networks.action_weights)
     return Networks(anonymizer, action)
 
 
@@ -69,7 +72,7 @@ def build_privacy_network(settings: Settings, *seed: int | str) -> nn.Module:
         named = _checked_names(settings)
         privacy = build_privacy(named.privacy, named.norm)
     if settings.networks.privacy_weights:
-        load_pretrained(privacy, settings.networks.privacy, weights_source(settings.networks.privacy_weights))
+        _start_from(privacy, "privacy", settings.networks.privacy, settings.networks.privacy_weights)
     return privacy
 
 
@@ -78,9 +81,12 @@ def _checked_names(settings: Settings) -> Any:
     return settings.networks
 
 
-def weights_source(text: str) -> Any:
-    """``hub`` or a file, as the settings name it."""
-    return "hub" if text == "hub" else Path(text).expanduser()
+def _start_from(network: nn.Module, role: str, name: str, weights: str) -> None:
+    """Published weights into a network, and once a process a line in the log of what arrived and what did not."""
+    report = load_pretrained(network, name, "hub" if weights == "hub" else Path(weights).expanduser())
+    if (role, weights) not in _reported:
+        _reported.add((role, weights))
+        log.info("networks.%s_weights = %s: %s", role, weights, report)
 
 
 def checkpoint_header(settings: Settings, classes: Sequence[str], **more: object) -> dict[str, Any]:

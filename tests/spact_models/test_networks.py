@@ -157,6 +157,19 @@ def weights_file(path, network):
     return path
 
 
+def test_what_was_loaded_and_what_was_not_is_said_once(settings_of, tmp_path, caplog):
+    state = dict(build_networks(settings_of(), CLASSES).action.state_dict())
+    state["fc.weight"] = torch.zeros(99, 3)
+    torch.save(state, tmp_path / "other_head.pth")
+    settings = settings_of(**{"networks.action_weights": str(tmp_path / "other_head.pth")})
+    with caplog.at_level("INFO", logger="fedspact.networks"):
+        build_networks(settings, CLASSES)
+        build_networks(settings, CLASSES)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert f"{len(state) - 1} tensors loaded, 1 not" in said
+    assert "fc.weight" in said
+
+
 def test_the_action_weights_file_is_used_and_not_needed_to_open_the_result(settings_of, tmp_path):
     fresh = build_networks(settings_of(), CLASSES).action
     file = weights_file(tmp_path / "kinetics.pth", fresh)
