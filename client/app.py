@@ -23,8 +23,9 @@ from client.video.decode import UnreadableVideo
 from spact_models.errors import UserError
 from spact_models.exchange import install, shared_parameters
 from spact_models.networks import Networks, build_networks
+from spact_models.run_config import load_settings
 from spact_models.seeds import pick_device
-from spact_models.settings import Settings, load_settings
+from spact_models.settings import Settings
 
 log = logging.getLogger("fedspact.site")
 SITE_CANNOT = 400  # error code of a reply in which the site says why it cannot, or will not, take part

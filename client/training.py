@@ -24,23 +24,12 @@ from spact_models.minimax import Losses, Player, Players, play
 from spact_models.networks import Networks, build_privacy_network
 from spact_models.seeds import seed_for
 from spact_models.settings import Settings
-from spact_models.views import AugmentConfig, Batch, FrameBatch, prepare, to_float_BCTHW
+from spact_models.views import NO_AUGMENTATION, AugmentConfig, Batch, FrameBatch, prepare, to_float_BCTHW
 from spact_models.warmup import warmup_step
 
 on_step: ContextVar[Callable[[], object]] = ContextVar("on_step", default=lambda: None)  # progress bars hang on to it
 
 PLAYERS = ("anonymizer", "action", "privacy")
-NO_AUGMENTATION = AugmentConfig(
-    crop_min_share=1.0,
-    flip_probability=0.0,
-    brightness=0.0,
-    contrast=0.0,
-    saturation=0.0,
-    hue=0.0,
-    gamma=0.0,
-    grey_probability=0.0,
-    erase_probability=0.0,
-)
 
 
 @dataclass(frozen=True)

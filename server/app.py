@@ -26,7 +26,8 @@ from server.strategy import FedSPAct
 from spact_models.errors import RunStopped, UserError
 from spact_models.exchange import snapshot
 from spact_models.networks import build_networks, checkpoint_header
-from spact_models.settings import Settings, load_settings
+from spact_models.run_config import load_settings
+from spact_models.settings import Settings
 
 LOG = logging.getLogger("fedspact.server")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from spact_models.settings import default_config, load_settings, parse_assignment, read_config_file
+from spact_models.run_config import default_config, load_settings, parse_assignment, read_config_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,8 +16,8 @@ from simulations.partition import load_rows
 from spact_models.checkpoint import write_atomically
 from spact_models.errors import UserError
 from spact_models.networks import load_anonymizer
+from spact_models.run_config import load_settings, parse_assignment
 from spact_models.seeds import pick_device
-from spact_models.settings import load_settings, parse_assignment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

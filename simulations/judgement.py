@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -93,61 +93,67 @@ def judge_run(
 
     Rows whose split is ``train`` teach the fresh networks, rows whose split is ``test`` test them.
     """
-    train = [row for row in rows if row.split == "train"]
-    test = [row for row in rows if row.split == "test"]
+    train, test = ([row for row in rows if row.split == split] for split in ("train", "test"))
     actions = class_names(train)
     with_action = len(actions) >= 2 and any(row.action in actions for row in test)
     asked = {task: names for task in tasks if (names := attackable(train, test, task))}
-    raw = {
-        side: build_set(
-            part,
-            cache,
-            settings.clip,
-            clips,
-            {task: labels_of(part, task, names) for task, names in {"action": actions, **asked}.items()},
-        )
-        for side, part, clips in (
-            ("train", train, settings.judge.train_clips),
-            ("test", test, settings.judge.test_clips),
-        )
-    }
+    raw = _read_sets(train, test, {"action": actions, **asked}, cache, settings)
     transforms: dict[str, ClipTransform] = {name: by_name(kind) for name, kind in BASELINES.items()}
     transforms["anonymized"] = anonymizer
     named: Any = settings.networks  # names that the settings have checked, where the judge wants literal types
     seed = seed_for("judge", settings.seed)
     judge = Judge(settings.judge, named.action, named.privacy, device, seed, settings.precision)
-    total = len(representations) * judge.steps_of(len(asked), with_action, with_retrieval)
-    bar = tqdm(total=total, desc="judge", unit="step", disable=not progress, leave=False)
-    judge = replace(judge, on_step=bar.update)
     nothing = dict.fromkeys(REPRESENTATIONS, math.nan)
-    utility: dict[str, float] = dict(nothing)
-    attack: dict[str, dict[str, float]] = {"identity": {"chance": math.nan, **nothing}}
-    listed: dict[str, dict[str, dict[str, float]]] = {}
-    for name in representations:
-        bar.set_postfix_str(name)
-        seen = {side: part.through(transforms[name], device) for side, part in raw.items()}
-        jobs: dict[tuple[str, str], Callable[[], Any]] = {}
-        if with_action:
-            jobs["action", ""] = partial(judge.utility, seen["train"], seen["test"])
-        for task in asked:
-            made = judge.attack_jobs(seen["train"], seen["test"], task)
-            jobs.update({(task, attacker): job for attacker, job in made.items()})
-        if with_retrieval:
-            jobs["retrieval", ""] = partial(judge.retrieval, seen["train"], seen["test"])
-        found = side_by_side(jobs, device)
-        if with_action:
-            utility[name] = found["action", ""]
-        for task in asked:
-            answers = {attacker: answer for (asked_for, attacker), answer in found.items() if asked_for == task}
-            listed.setdefault(task, {})[name] = answers
-            attack.setdefault(task, {})["chance"] = chance(raw["test"], task)
-            attack[task][name] = max(answers.values())
-        if with_retrieval:
-            for form in ("all", "same_source"):
-                row = attack.setdefault(f"retrieval_{form}", {"chance": found["retrieval", ""][f"{form}_chance"]})
-                row[name] = found["retrieval", ""][form]
-    bar.close()
-    return Judgement(utility, attack, listed, len(train), len(test))
+    judgement = Judgement(dict(nothing), {"identity": {"chance": math.nan, **nothing}}, {}, len(train), len(test))
+    total = len(representations) * judge.steps_of(len(asked), with_action, with_retrieval)
+    with tqdm(total=total, desc="judge", unit="step", disable=not progress, leave=False) as bar:
+        judge = replace(judge, on_step=bar.update)
+        for name in representations:
+            bar.set_postfix_str(name)
+            seen = tuple(part.through(transforms[name], device) for part in raw)
+            found = side_by_side(_jobs(judge, seen[0], seen[1], list(asked), with_action, with_retrieval), device)
+            _enter(judgement, name, found, {task: chance(raw[1], task) for task in asked})
+    return judgement
+
+
+def _read_sets(
+    train: Sequence[Row], test: Sequence[Row], tasks: Mapping[str, Sequence[str]], cache: FrameCache, settings: Settings
+) -> tuple[JudgeSet, JudgeSet]:
+    def read(rows: Sequence[Row], clips: int) -> JudgeSet:
+        labels = {task: labels_of(rows, task, names) for task, names in tasks.items()}
+        return build_set(rows, cache, settings.clip, clips, labels)
+
+    return read(train, settings.judge.train_clips), read(test, settings.judge.test_clips)
+
+
+def _jobs(
+    judge: Judge, train: JudgeSet, test: JudgeSet, tasks: Sequence[str], with_action: bool, with_retrieval: bool
+) -> dict[tuple[str, str], Callable[[], Any]]:
+    """Every fresh network to be trained on one representation, by (task, attacker)."""
+    jobs: dict[tuple[str, str], Callable[[], Any]] = {}
+    if with_action:
+        jobs["action", ""] = partial(judge.utility, train, test)
+    for task in tasks:
+        made = judge.attack_jobs(train, test, task)
+        jobs.update({(task, attacker): job for attacker, job in made.items()})
+    if with_retrieval:
+        jobs["retrieval", ""] = partial(judge.retrieval, train, test)
+    return jobs
+
+
+def _enter(judgement: Judgement, name: str, found: Mapping[tuple[str, str], Any], chances: Mapping[str, float]) -> None:
+    """Write one representation's answers into the judgement; the strongest attacker counts."""
+    if ("action", "") in found:
+        judgement.utility[name] = found["action", ""]
+    for task, level in chances.items():
+        answers = {attacker: answer for (asked, attacker), answer in found.items() if asked == task}
+        judgement.attackers.setdefault(task, {})[name] = answers
+        judgement.attack.setdefault(task, {}).update({"chance": level, name: max(answers.values())})
+    if ("retrieval", "") in found:
+        matched = found["retrieval", ""]
+        for form in ("all", "same_source"):
+            row = judgement.attack.setdefault(f"retrieval_{form}", {})
+            row.update({"chance": matched[f"{form}_chance"], name: matched[form]})
 
 
 def table(judgement: Judgement) -> str:

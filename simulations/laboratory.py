@@ -22,8 +22,9 @@ from spact_models.anonymizer import Anonymizer
 from spact_models.checkpoint import load_checkpoint, save_checkpoint
 from spact_models.exchange import ANONYMIZER
 from spact_models.networks import BUFFERS, load_anonymizer
+from spact_models.run_config import load_settings, parse_assignment, read_config_file
 from spact_models.seeds import pick_device
-from spact_models.settings import Settings, load_settings, parse_assignment, read_config_file
+from spact_models.settings import Settings
 
 UNREADABLE_SHARE = 0.05  # of one manifest in the laboratory; a site sets its own in site.yaml
 DECODING_THREADS = 2

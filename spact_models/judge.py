@@ -27,20 +27,12 @@ from spact_models.metrics import majority_share, retrieval_top1, top1
 from spact_models.privacy import PrivacyClassifier, PrivacyName, build_privacy
 from spact_models.seeds import seed_for, seeded
 from spact_models.settings import JudgeConfig
-from spact_models.views import AugmentConfig, augment_clips, to_float_BCTHW
+from spact_models.views import NO_AUGMENTATION, AugmentConfig, augment_clips, to_float_BCTHW
 
 FRAMES_PER_STEP = 2  # frames of each clip that a frame-level attacker sees in one step
 VIEWS = AugmentConfig(crop_min_share=0.6, erase_probability=0.0)  # what a retrieval attacker must see through
-GEOMETRY = AugmentConfig(  # a classifier's: places and sizes vary, colours are evidence and stay
-    crop_min_share=0.8,
-    brightness=0.0,
-    contrast=0.0,
-    saturation=0.0,
-    hue=0.0,
-    gamma=0.0,
-    grey_probability=0.0,
-    erase_probability=0.0,
-)
+# a classifier's: places and sizes vary, colours are evidence and stay
+GEOMETRY = replace(NO_AUGMENTATION, crop_min_share=0.8, flip_probability=0.5)
 
 BUILDING = threading.Lock()  # torch's global generator draws a network's weights, and there is one of it
 Key = TypeVar("Key")

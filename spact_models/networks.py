@@ -19,8 +19,9 @@ from spact_models.errors import UserError
 from spact_models.exchange import ACTION, ANONYMIZER, branch
 from spact_models.pretrained import load_pretrained
 from spact_models.privacy import build_privacy
+from spact_models.run_config import load_settings
 from spact_models.seeds import seeded
-from spact_models.settings import Settings, load_settings
+from spact_models.settings import Settings
 
 log = logging.getLogger("fedspact.networks")
 _reported: set[tuple[str, str]] = set()

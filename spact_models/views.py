@@ -101,6 +101,19 @@ class AugmentConfig:
         return any(strength > 0 for strength in strengths)
 
 
+NO_AUGMENTATION = AugmentConfig(
+    crop_min_share=1.0,
+    flip_probability=0.0,
+    brightness=0.0,
+    contrast=0.0,
+    saturation=0.0,
+    hue=0.0,
+    gamma=0.0,
+    grey_probability=0.0,
+    erase_probability=0.0,
+)
+
+
 @dataclass(frozen=True)
 class Draw:
     """One draw per clip, every field (B,): what happens to all frames of clip b alike."""

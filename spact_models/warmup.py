@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from spact_models.losses import reconstruction
-from spact_models.minimax import Losses, Players, anonymized_views, has_lesson, loss_action, loss_privacy
+from spact_models.minimax import Losses, Players, critics_move
 from spact_models.settings import GameConfig
 from spact_models.views import Batch
 
@@ -22,15 +20,4 @@ def warmup_step(players: Players, batch: Batch, config: GameConfig) -> Losses:
         clips_BCTHW = players.f_A.transform(batch.clips_BCTHW)
     players.anonymizer.descend(reconstruction(clips_BCTHW, players.f_A.target(batch.clips_BCTHW)))
 
-    players.anonymizer.hold()
-    players.action.learn()
-    players.privacy.learn()
-    with torch.no_grad(), players.autocast(batch.clips_BCTHW.device):
-        clips_BCTHW = players.f_A.transform(batch.clips_BCTHW)
-        first_NCHW, second_NCHW = anonymized_views(players.f_A, batch)
-    loss_T = loss_action(players, clips_BCTHW, batch)
-    if has_lesson(players, batch):
-        players.action.descend(loss_T)
-    loss_B = loss_privacy(players, first_NCHW, second_NCHW, config)
-    players.privacy.descend(loss_B)
-    return Losses(loss_T.detach(), loss_B.detach())
+    return critics_move(players, batch, config)

@@ -16,7 +16,7 @@ from client.video.rows import Row, read_rows, write_rows
 from simulations.inprocess import InProcessGrid
 from spact_models.exchange import shared_parameters, snapshot
 from spact_models.networks import build_networks
-from spact_models.settings import load_settings
+from spact_models.run_config import load_settings
 
 CLASSES = ["jump", "walk"]
 

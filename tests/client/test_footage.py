@@ -15,7 +15,7 @@ from client.video.rows import Row, read_rows, write_rows
 from spact_models.errors import UserError
 from spact_models.exchange import snapshot
 from spact_models.networks import build_networks
-from spact_models.settings import load_settings
+from spact_models.run_config import load_settings
 
 
 @pytest.fixture

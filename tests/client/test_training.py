@@ -18,7 +18,7 @@ from spact_models.anonymizer import represent
 from spact_models.errors import UserError
 from spact_models.exchange import install, snapshot
 from spact_models.networks import build_networks, build_privacy_network
-from spact_models.settings import load_settings
+from spact_models.run_config import load_settings
 
 CLASSES = ["jump", "walk"]
 

@@ -17,7 +17,7 @@ from server.runs import RunFolder, default_run_path
 from simulations.inprocess import InProcessGrid
 from spact_models.checkpoint import load_checkpoint
 from spact_models.errors import RunStopped, UserError
-from spact_models.settings import load_settings
+from spact_models.run_config import load_settings
 
 BIG = 2**64 - 1
 RECORD = RoundRecord(

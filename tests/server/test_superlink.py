@@ -22,7 +22,7 @@ from server.runs import RunFolder
 from simulations.inprocess import InProcessGrid
 from simulations.partition import load_rows, partition, write_sites
 from spact_models.checkpoint import load_checkpoint
-from spact_models.settings import load_settings
+from spact_models.run_config import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = Path(sys.executable).parent  # flwr and the flower-* commands of this environment

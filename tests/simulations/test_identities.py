@@ -14,7 +14,7 @@ from simulations.inprocess import InProcessGrid
 from simulations.laboratory import Laboratory
 from simulations.partition import load_rows
 from spact_models.checkpoint import load_checkpoint
-from spact_models.settings import load_settings
+from spact_models.run_config import load_settings
 
 
 def laboratory(manifest, folder, fast, **changes):

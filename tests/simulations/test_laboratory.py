@@ -28,7 +28,7 @@ from spact_models.checkpoint import load_checkpoint
 from spact_models.errors import UserError
 from spact_models.exchange import snapshot
 from spact_models.networks import anonymizer_config, buffers_of, build_networks, checkpoint_header
-from spact_models.settings import load_settings
+from spact_models.run_config import load_settings
 
 
 def parse(*words):

@@ -16,7 +16,7 @@ from spact_models.networks import (
     load_anonymizer,
     networks_from_checkpoint,
 )
-from spact_models.settings import load_settings
+from spact_models.run_config import load_settings
 
 CLASSES = ["fall", "jump", "walk"]
 

@@ -5,7 +5,7 @@ import pytest
 
 from spact_models.errors import UserError
 from spact_models.presets import PRESETS
-from spact_models.settings import default_config, load_settings, parse_assignment, read_config_file
+from spact_models.run_config import default_config, load_settings, parse_assignment, read_config_file
 
 PROJECT = Path(__file__).parents[2]
 

@@ -7,19 +7,9 @@ import torch
 from torch import Tensor
 
 from spact_models.errors import UserError
-from spact_models.views import AugmentConfig, FrameBatch, augment_clips, draw, prepare, to_float_BCTHW
+from spact_models.views import NO_AUGMENTATION, AugmentConfig, FrameBatch, augment_clips, draw, prepare, to_float_BCTHW
 
-STILL = AugmentConfig(
-    crop_min_share=1.0,
-    flip_probability=0.0,
-    brightness=0.0,
-    contrast=0.0,
-    saturation=0.0,
-    hue=0.0,
-    gamma=0.0,
-    grey_probability=0.0,
-    erase_probability=0.0,
-)
+STILL = NO_AUGMENTATION
 
 
 def generator(seed: int = 0) -> torch.Generator:
