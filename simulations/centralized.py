@@ -46,7 +46,7 @@ def centralize(lab: Laboratory) -> None:
     """Train on the pooled rows as if they were one site, and leave the run folder complete but for the judgement."""
     pooled = replace(lab.settings.simulation, sites=1, partition_by="iid", unlabelled_sites=0)
     settings = replace(lab.settings, simulation=pooled)
-    file: Path = deal_out(lab.run.path, lab.rows, settings, lab.cache_folder)[0]
+    file: Path = deal_out(lab.run.path, lab.rows, settings, lab.cache_folder, lab.views)[0]
     site = load_site(file)
     classes = list(settings.action_classes) or class_names(lab.rows)
     if len(classes) < 2:

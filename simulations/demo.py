@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     manifest: Path = synthesize(config, folder.path / "synthetic", force=True)
     rows = load_rows(manifest, settings.simulation, settings.seed)
     lab = Laboratory(settings, folder, rows, folder.path / "cache", started)
-    lab.rows = readable(lab.rows, lab.cache)
+    lab.rows = readable(lab.rows, lab.cache, settings.simulation.unreadable_share)
     rounds = settings.rounds
     print(f"2/4  training at {args.sites} sites: {rounds.warmup} warm-up and {rounds.minimax} minimax rounds")
     simulate(lab)

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     cache = FrameCache(args.cache, settings.clip.size_px)
     rows = load_rows(args.data, settings.simulation, trained.seed)
     tasks = _tasks(args.tasks, rows)
-    rows = readable(rows, cache)
+    rows = readable(rows, cache, settings.simulation.unreadable_share)
     judgement = judge_run(anonymizer, settings, rows, cache, device, tasks=tasks, representations=_only(args.only))
     print(table(judgement))
     if args.out is not None:

@@ -16,7 +16,7 @@ from server.app import run_federation
 from server.runs import RunFolder
 from simulations.inprocess import InProcessGrid
 from simulations.laboratory import Laboratory, add_run_arguments, finish, open_laboratory, settings_from, steps_of_run
-from simulations.partition import partition, write_sites
+from simulations.partition import deal_views, partition, write_sites
 from spact_models.errors import RunStopped, UserError
 from spact_models.settings import Settings
 
@@ -63,17 +63,21 @@ def refuse_local_statistics(settings: Settings) -> None:
 
 def simulate(lab: Laboratory, engine: str = "inprocess") -> None:
     """Train ``lab.settings`` on ``lab.rows`` and leave the run folder complete but for the judgement."""
-    site_files = deal_out(lab.run.path, lab.rows, lab.settings, lab.cache_folder)
+    site_files = deal_out(lab.run.path, lab.rows, lab.settings, lab.cache_folder, lab.views)
     if engine == "ray":
         _on_ray(lab.settings, site_files, lab.run)
     else:
         _in_process(lab.settings, site_files, lab.run)
 
 
-def deal_out(folder: Path, rows: Sequence[Row], settings: Settings, cache: Path) -> list[Path]:
+def deal_out(
+    folder: Path, rows: Sequence[Row], settings: Settings, cache: Path, views: Sequence[Row] | None = None
+) -> list[Path]:
     """Write the simulated sites' files under ``folder/sites``."""
-    shares = partition(rows, settings.simulation, settings.seed)
-    return write_sites(folder / "sites", shares, settings.simulation.unlabelled_sites, cache)
+    config = settings.simulation
+    shares = partition(rows, config, settings.seed)
+    dealt = None if views is None else deal_views(views, config.sites, settings.seed)
+    return write_sites(folder / "sites", shares, config.unlabelled_sites, cache, dealt)
 
 
 def _in_process(settings: Settings, site_files: Sequence[Path], run: RunFolder) -> None:

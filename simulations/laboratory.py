@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from client.video.cache import FrameCache, check_share
-from client.video.rows import Row
+from client.video.rows import Row, read_rows
 from server.runs import RunFolder, default_run_path
 from simulations.judgement import REPRESENTATIONS, Judgement, judge_run, table
 from simulations.partition import load_rows, partition
@@ -26,7 +26,6 @@ from spact_models.run_config import load_settings, parse_assignment, read_config
 from spact_models.seeds import pick_device
 from spact_models.settings import Settings
 
-UNREADABLE_SHARE = 0.05  # of one manifest in the laboratory; a site sets its own in site.yaml
 DECODING_THREADS = 2
 
 
@@ -39,6 +38,7 @@ class Laboratory:
     rows: list[Row]
     cache_folder: Path
     started: float
+    views: list[Row] | None = None  # what f_B learns on where it is another source; None: the clips' own videos
 
     @property
     def cache(self) -> FrameCache:
@@ -50,6 +50,9 @@ def add_run_arguments(parser: argparse.ArgumentParser, data: bool = True) -> Non
     if data:
         parser.add_argument(
             "--data", type=Path, required=True, metavar="MANIFEST", help="CSV with a path column (fedspact index)"
+        )
+        parser.add_argument(
+            "--views", type=Path, metavar="MANIFEST", help="videos or images for f_B's views, if others"
         )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder (default: runs/<UTC time>)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML overrides, such as flower.toml")
@@ -81,19 +84,22 @@ def open_laboratory(args: argparse.Namespace, shorthand: Mapping[str, Any] | Non
     settings = settings_from(args, shorthand)
     pick_device(settings.device)
     rows = load_rows(args.data, settings.simulation, settings.seed)
+    views = None if args.views is None else read_rows(args.views, must_exist=False)
     partition(rows, settings.simulation, settings.seed)  # a partition that cannot be is said before anything is written
     run = RunFolder(default_run_path(settings.run_dir), settings.rounds.keep_checkpoints)
     lab = Laboratory(settings, run, rows, args.cache or run.path / "cache", started)
-    lab.rows = readable(rows, lab.cache)
+    share = settings.simulation.unreadable_share
+    lab.rows = readable(rows, lab.cache, share)
+    lab.views = None if views is None else readable(views, lab.cache, share)
     return lab
 
 
-def readable(rows: list[Row], cache: FrameCache) -> list[Row]:
+def readable(rows: list[Row], cache: FrameCache, unreadable_share: float) -> list[Row]:
     """The rows whose videos can be decoded; the others are named on the terminal, and too many stop the run."""
     unreadable = cache.prepare([row.path for row in rows], workers=DECODING_THREADS, progress=True)
     for bad in unreadable:
         print(f"not used: {bad.path}: {bad.reason}")
-    check_share(unreadable, len(rows), UNREADABLE_SHARE)
+    check_share(unreadable, len(rows), unreadable_share)
     lost = {bad.path for bad in unreadable}
     return [row for row in rows if row.path not in lost]
 

@@ -58,10 +58,29 @@ def partition(rows: Sequence[Row], config: SimulationConfig, seed: int) -> list[
     return dealt
 
 
-def write_sites(folder: Path, shares: Sequence[Sequence[Row]], unlabelled_sites: int, cache: Path) -> list[Path]:
+def deal_views(views: Sequence[Row], sites: int, seed: int) -> list[list[Row]]:
+    """Videos or images that serve as views only, shuffled and dealt out evenly.
+
+    Raises:
+        UserError: fewer than two for a site: a pair of views needs another pair to differ from.
+    """
+    if len(views) < 2 * sites:
+        raise UserError(f"--views holds {len(views)} rows, simulation.sites = {sites} need at least {2 * sites}")
+    order = np.random.default_rng(seed_for("views", seed)).permutation(len(views))
+    return [[views[index] for index in order[site::sites]] for site in range(sites)]
+
+
+def write_sites(
+    folder: Path,
+    shares: Sequence[Sequence[Row]],
+    unlabelled_sites: int,
+    cache: Path,
+    views: Sequence[Sequence[Row]] | None = None,
+) -> list[Path]:
     """Write ``site-1/site.yaml`` and its manifest for each share; the last ``unlabelled_sites`` lose their labels.
 
-    All simulated sites share one decode cache: a video is decoded once, whoever holds its row.
+    All simulated sites share one decode cache: a video is decoded once, whoever holds its row. ``views`` are each
+    site's rows for f_B where they are another source than the clips.
 
     Returns:
         The site files, in order.
@@ -78,6 +97,9 @@ def write_sites(folder: Path, shares: Sequence[Sequence[Row]], unlabelled_sites:
         content["cache"] = str(cache.resolve())
         if labelled and classes:
             content["classes"] = classes
+        if views is not None:
+            write_rows(views[number - 1], home / "views.csv")
+            content["views_manifest"] = "views.csv"
         file = home / "site.yaml"
         file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         files.append(file.resolve())

@@ -223,12 +223,15 @@ class SimulationConfig:
     alpha: float = 1.0  # Dirichlet concentration of each site's action mix with partition_by = action; small = skewed
     test_share: float = 0.25  # held out by whole sources where the manifest has no split
     unlabelled_sites: int = 0  # the last so many sites lose their action labels
+    unreadable_share: float = 0.05  # more unreadable videos than this stop the run; a real site has its own
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "sites")
         _at_least(self, 0, "unlabelled_sites")
         _positive(self, "alpha")
         require(0 < self.test_share < 1, "test_share", self.test_share, "must be between 0 and 1")
+        share = self.unreadable_share
+        require(0 <= share <= 1, "unreadable_share", share, "must be from 0 to 1")
         rule = f"must be below simulation.sites = {self.sites}: one site at least must have labels"
         require(self.unlabelled_sites < self.sites, "unlabelled_sites", self.unlabelled_sites, rule)
 

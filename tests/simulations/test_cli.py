@@ -287,3 +287,22 @@ def test_evaluate_says_when_a_column_cannot_be_asked_for(run_of, squares, fast, 
     for column in ("hat", "coat"):
         assert main([*words, "--tasks", column]) == 2
         assert f"--tasks {column}: cannot be asked for" in capsys.readouterr().err
+
+
+def test_images_serve_as_views_of_a_frame_anonymizer(squares, tmp_path, fast):
+    """The published protocol's shape: clips from videos, views from pictures, two crops of each."""
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(6):
+        Image.new("RGB", (24, 20), (40 * number, 200 - 30 * number, 90)).save(folder / f"{number}.png")
+    (folder / "views.csv").write_text("path\n" + "".join(f"{number}.png\n" for number in range(6)))
+    chosen = {**fast, "networks.anonymizer": "frame", "views.source": "image", "simulation.sites": 2}
+    words = [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
+    run = ["simulate", "--data", str(squares), "--views", str(folder / "views.csv"), "--out", str(tmp_path / "run")]
+    assert main([*run, "--no-judge", *words]) == 0
+    site = tmp_path / "run" / "sites" / "site-1"
+    assert "views_manifest: views.csv" in (site / "site.yaml").read_text()
+    assert len((site / "views.csv").read_text().splitlines()) == 1 + 3
+    assert (tmp_path / "run" / "anonymizer.safetensors").exists()

@@ -78,7 +78,7 @@ def test_readable_rows_are_those_that_decode(squares, tmp_path, capsys):
     rows = read_rows(squares) * 2  # one bad one of 33 is below the share
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"\0" * 100)
-    kept = readable([*rows, Row(bad)], FrameCache(tmp_path / "cache", 16))
+    kept = readable([*rows, Row(bad)], FrameCache(tmp_path / "cache", 16), 0.1)
     assert kept == rows
     assert f"not used: {bad}: " in capsys.readouterr().out
 

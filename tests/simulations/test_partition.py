@@ -8,7 +8,7 @@ import pytest
 from client.footage import declared_classes
 from client.site import load_site
 from client.video.rows import Row, read_rows, write_rows
-from simulations.partition import load_rows, partition, write_sites
+from simulations.partition import deal_views, load_rows, partition, write_sites
 from spact_models.errors import UserError
 from spact_models.settings import SimulationConfig
 
@@ -174,3 +174,18 @@ def test_every_labelled_site_knows_the_whole_list_of_actions(squares, tmp_path):
     one_each = [[row for row in rows if row.action == name] for name in ("jump", "walk")]
     files = write_sites(tmp_path, one_each, 0, tmp_path / "cache")
     assert [declared_classes(load_site(file)) for file in files] == [["jump", "walk"]] * 2
+
+
+def test_views_from_another_source_are_dealt_out_once_each_and_written_beside_the_manifest(tmp_path, squares):
+    rows = load_rows(squares, SimulationConfig(sites=2), 0)
+    views = [Row(tmp_path / f"{number}.png") for number in range(7)]
+    dealt = deal_views(views, 2, seed=3)
+    assert sorted(row.path for share in dealt for row in share) == sorted(row.path for row in views)
+    assert [len(share) for share in dealt] == [4, 3]
+    files = write_sites(tmp_path / "sites", partition(rows, SimulationConfig(sites=2), 0), 0, tmp_path / "cache", dealt)
+    for file, share in zip(files, dealt, strict=True):
+        site = load_site(file)
+        assert site.views_manifest is not None
+        assert [row.path for row in read_rows(site.views_manifest, must_exist=False)] == [row.path for row in share]
+    with pytest.raises(UserError, match=r"--views holds 3 rows.*need at least 4"):
+        deal_views(views[:3], 2, seed=3)
