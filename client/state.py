@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spact_models.checkpoint import write_atomically
+from spact_models.errors import UserError
 from spact_models.settings import require
 
 KEPT_ROUNDS = 2  # a server that resumes plays its last round again, and then the site needs the state before it
@@ -56,8 +58,20 @@ class StateFolder:
         """Keep the state of the round that it completes, and that of the round before.
 
         States of later rounds belong to a course that the server has given up (it went on from an older checkpoint).
+
+        Raises:
+            UserError: the disk is full or cannot be written; what was there before stays.
         """
-        write_atomically(self._file(state.completed_round), lambda path: torch.save(vars(state), path))
+        written = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError without a reason
+        torch.save(vars(state), written)
+        try:
+            write_atomically(self._file(state.completed_round), lambda path: path.write_bytes(written.getbuffer()))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(
+                f"site state {self.folder}: cannot be written ({reason}); free that disk or set `state` in site.yaml. "
+                "The state of the last complete round is whole."
+            ) from error
         past = [number for number in self._rounds() if number <= state.completed_round]
         for number in set(self._rounds()) - set(past[-KEPT_ROUNDS:]):
             self._file(number).unlink(missing_ok=True)

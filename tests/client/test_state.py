@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import time
 
@@ -146,3 +147,18 @@ def test_killed_while_it_writes_the_last_complete_state_is_found(tmp_path, trial
     found = StateFolder(tmp_path, "run").before(10**9)
     assert found.completed_round >= 1
     assert torch.equal(found.privacy["x"], torch.full((size,), float(found.completed_round)))
+
+
+def test_a_disk_without_room_is_said_and_the_last_state_stays(tmp_path):
+    """A real refusal by the kernel: no file may grow beyond 4 KiB."""
+    folder = StateFolder(tmp_path, "federation")
+    folder.save(LocalState(completed_round=1, privacy={"weight": torch.ones(10)}))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"site state .*cannot be written \(File too large\)"):
+            folder.save(LocalState(completed_round=2, privacy={"weight": torch.ones(100_000)}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert folder.before(3).completed_round == 1
+    assert not list(folder.folder.glob(".state-*"))
