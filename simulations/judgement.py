@@ -30,7 +30,7 @@ REPRESENTATIONS = (*BASELINES, "anonymized")
 
 @dataclass(frozen=True)
 class Judgement:
-    """Figures in 0…1: ``utility[representation]``, ``attack[task][representation | "chance"]``; NaN: not measurable."""
+    """Figures in 0…1 by representation or ``"chance"``: ``utility[…]``, ``attack[task][…]``; NaN: not measurable."""
 
     utility: dict[str, float]
     attack: dict[str, dict[str, float]]
@@ -103,8 +103,10 @@ def judge_run(
     named: Any = settings.networks  # names that the settings have checked, where the judge wants literal types
     seed = seed_for("judge", settings.seed)
     judge = Judge(settings.judge, named.action, named.privacy, device, seed, settings.precision)
-    nothing = dict.fromkeys(REPRESENTATIONS, math.nan)
-    judgement = Judgement(dict(nothing), {"identity": {"chance": math.nan, **nothing}}, {}, len(train), len(test))
+    empty = dict.fromkeys([*REPRESENTATIONS, "chance"], math.nan)
+    judgement = Judgement(dict(empty), {"identity": dict(empty)}, {}, len(train), len(test))
+    if with_action:
+        judgement.utility["chance"] = chance(raw[1], "action")
     total = len(representations) * judge.steps_of(len(asked), with_action, with_retrieval)
     with tqdm(total=total, desc="judge", unit="step", disable=not progress, leave=False) as bar:
         judge = replace(judge, on_step=bar.update)
@@ -166,7 +168,7 @@ def table(judgement: Judgement) -> str:
         for name in REPRESENTATIONS
         if _any([judgement.utility[name], *(row.get(name) for row in known.values())])
     }
-    lines["chance"] = [math.nan, *(judgement.attack[task]["chance"] for task in tasks)]
+    lines["chance"] = [judgement.utility["chance"], *(judgement.attack[task]["chance"] for task in tasks)]
     text = [heads, *([name, *map(_figure, figures)] for name, figures in lines.items())]
     first, *rest = (max(map(len, column)) for column in zip(*text, strict=True))
     out = ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], rest)]) for row in text]

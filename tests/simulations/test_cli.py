@@ -179,7 +179,7 @@ def test_a_run_leaves_a_whole_folder(verb, run_of, fast):
 def test_the_summary_holds_what_is_promised(verb, run_of, fast):
     summary = json.loads((run_of(verb, fast) / "summary.json").read_text(encoding="utf-8"))
     assert summary.keys() == PROMISED | ADDED
-    assert summary["utility"].keys() == REPRESENTATIONS
+    assert summary["utility"].keys() == {*REPRESENTATIONS, "chance"}
     assert summary["attack"]["identity"].keys() == {"chance", *REPRESENTATIONS}
     assert summary["attack"].keys() == {"identity", "retrieval_all", "retrieval_same_source"}
     assert all(value is None or 0 <= value <= 1 for value in figures(summary))

@@ -131,7 +131,7 @@ def test_what_the_data_cannot_answer_is_null(judged, squares, fast):
     """No labels, no people, one source: nothing but retrieval among all videos can be measured."""
     blind = [Row(row.path, split=row.split) for row in read_rows(squares)]
     figures = judged_figures(judged(blind, fast))
-    assert figures["utility"] == dict.fromkeys(REPRESENTATIONS)
+    assert figures["utility"] == dict.fromkeys(["chance", *REPRESENTATIONS])
     assert figures["attack"]["identity"] == dict.fromkeys(["chance", *REPRESENTATIONS])
     assert figures["attack"]["retrieval_same_source"] == dict.fromkeys(["chance", *REPRESENTATIONS])
     assert figures["attack"]["retrieval_all"]["chance"] == 0.25
@@ -168,7 +168,7 @@ def test_the_table_shows_every_representation_chance_and_a_dash_for_nothing(judg
     lines = table(judgement).splitlines()
     assert lines[0].split() == ["action", "↑", "identity", "↓"]
     assert [line.split()[0] for line in lines[2:]] == [*REPRESENTATIONS, "chance"]
-    assert lines[-1].split()[1:] == ["–", "0.500"]
+    assert lines[-1].split()[1:] == ["0.500", "0.500"]
     assert len({len(line) for line in lines}) == 1  # columns stand under each other
 
 
