@@ -100,7 +100,7 @@ def answer_train(site: Site, settings: Settings, message: Message) -> RecordDict
         footage = open_footage(site, settings)
         loader = footage.loader(settings, classes, networks.anonymizer.history)
         result = local_round(task, settings, site.name, networks, loader, states.before(server_round))
-    states.save(result.state)
+        states.save(result.state)
 
     door = _door(site, settings, networks, states)
     told = {**result.metrics, **_vital_signs(footage)}

@@ -250,14 +250,24 @@ def test_file_names_and_table_values_stay_in_the_sites_log(federation, tmp_path,
     assert str(tmp_path) not in run.error("query")
 
 
-def test_an_unforeseen_fault_tells_no_more_than_its_kind(federation, caplog):
+def test_a_state_that_cannot_be_written_is_said_without_its_path(federation, caplog):
     run = federation().site()
     state = run.file.parent / "state"
     state.write_text("a file where the folder should be", encoding="utf-8")
-    reason = run.error("train", code=SITE_FAILED)
-    assert "Error; the site's log says more" in reason
+    reason = run.error("train")
+    assert "its log says why" in reason
     assert str(state) not in reason
     assert str(state) in caplog.text
+
+
+def test_an_unforeseen_fault_tells_no_more_than_its_kind(federation, caplog):
+    run = federation().site()
+    ledger = run.file.parent / "state" / "f" / "ledger.jsonl"
+    ledger.mkdir(parents=True)  # a folder where the file should be
+    reason = run.error("train", code=SITE_FAILED)
+    assert "Error; the site's log says more" in reason
+    assert str(ledger) not in reason
+    assert str(ledger) in caplog.text
 
 
 def test_a_round_that_diverges_is_not_kept(federation):
