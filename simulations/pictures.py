@@ -17,7 +17,7 @@ from spact_models.views import to_float_BCTHW
 
 TILE_PX = 120  # height of one still
 GAP_PX = 6
-INK, PAPER, FAINT = (28, 28, 30), (252, 252, 250), (120, 120, 124)
+INK, PAPER = (28, 28, 30), (252, 252, 250)
 
 
 def anonymized_frames(anonymizer: Anonymizer, frames_THWC: np.ndarray) -> np.ndarray:
