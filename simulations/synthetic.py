@@ -1,8 +1,9 @@
 """Labelled actor videos: motion = action, look = private attribute (``fedspact synth``).
 
 A stand-in for footage that may not be shared: articulated figures act in front of textured, moving backgrounds, filmed
-by a camera that shakes, under light that changes, with sensor noise, as real H.264 files with a manifest. Because
-action and look are independent by construction, one can measure what an anonymizer keeps of one and hides of the other.
+by a camera that shakes, under light that changes, with sensor noise, as real H.264 files with a manifest, and for each
+a file that says where the actor stands (client/video/boxes.py). Because action and look are independent by
+construction, one can measure what an anonymizer keeps of one and hides of the other.
 
 One seed gives one set, picture for picture. ``--show person`` and ``--show background`` film the same set with one half
 left out: the crops that tell whether an attacker recognises *who* or *where*.
@@ -19,11 +20,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ImageChops
 from tqdm import tqdm
 
+from client.video.boxes import Box, write_boxes
 from client.video.encode import write_video
 from client.video.rows import Row, write_rows
+from simulations.synthetic_camera import MARGIN, expose, seen_box, shake
 from simulations.synthetic_figure import make_puppet
 from simulations.synthetic_look import MAX_IDENTITIES, Look, draw_cast
 from simulations.synthetic_motion import ACTIONS, draw_manner, pose_at
@@ -37,12 +40,9 @@ CAMERAS = ("jitter", "static")
 SHOWS = ("all", "person", "background")
 MAX_SITES = 50
 ENLARGEMENT = 3  # pictures are drawn three times too large and scaled down, which smooths all edges
-MARGIN = 0.04  # of the picture's side, drawn on every side so that the camera can move
 BODY = (0.60, 0.72)  # an average body's height in the picture
 MAX_WAY = 0.6  # body heights: a walker stays in the picture
-SHAKE_SMOOTH, SHAKE_JERK = 0.7 / 48, 0.25 / 48  # of the side: together about one pixel of 48
 LIGHT = 0.07  # brightness changes by this share either way
-NOISE = 2.5 / 255  # standard deviation of the sensor's noise
 CRF = 20  # H.264 quality: visually clean at these sizes
 POOL_FROM_CLIPS = 48  # below this, starting further processes takes longer than the work
 CAST_STREAM, PLAN_STREAM, PLACE_STREAM, CLIP_STREAM = range(4)  # separate random streams below one seed
@@ -90,9 +90,9 @@ def synthesize(config: SynthConfig, out: Path, force: bool = False, workers: int
     scenes, cast = plan_set(config)
     manifest = out / "manifest.csv"
     _clear_folder(out, manifest, force)
-    rows = [_row(scene, cast[scene.identity], out) for scene in scenes]
-    _make_folders(out, {row.path.parent for row in rows})
-    orders = [(config, scene, cast[scene.identity], row.path) for scene, row in zip(scenes, rows, strict=True)]
+    rows = [_row(config, scene, cast[scene.identity], out) for scene in scenes]
+    _make_folders(out, {path.parent for row in rows for path in (row.path, row.boxes) if path})
+    orders = [(config, scene, cast[scene.identity], row) for scene, row in zip(scenes, rows, strict=True)]
     for _ in tqdm(_film_all(orders, workers), total=len(orders), desc="synth", unit="clip", disable=not progress):
         pass
     write_rows(rows, manifest)
@@ -111,6 +111,12 @@ def plan_set(config: SynthConfig) -> tuple[list[Scene], list[Look]]:
 
 def film(config: SynthConfig, scene: Scene, look: Look) -> Iterator[NDArray[np.uint8]]:
     """The frames of one clip, uint8 (size, size, 3) RGB, as the camera gives them to the encoder."""
+    for frame_HWC, _ in film_with_boxes(config, scene, look):
+        yield frame_HWC
+
+
+def film_with_boxes(config: SynthConfig, scene: Scene, look: Look) -> Iterator[tuple[NDArray[np.uint8], Box | None]]:
+    """The frames of one clip, each with the box of the actor and the actor's shadow in it; None: nobody in it."""
     side = config.size_px * ENLARGEMENT
     margin = int(np.ceil(side * MARGIN))
     place = list(BACKGROUNDS).index(scene.background)
@@ -126,27 +132,15 @@ def film(config: SynthConfig, scene: Scene, look: Look) -> Iterator[NDArray[np.u
     x_T = margin + side * rng.uniform(0.40, 0.60) + _travel(manner.speed, manner.mirrored, seconds_T) * puppet.height_px
     ground_y = margin + side * rng.uniform(0.90, 0.96)
     background_start = rng.uniform(0.0, 60.0)  # seconds: what moves there did not wait for the actor
-    shake_T2 = _shake(seconds_T, rng) * (side if config.camera == "jitter" else 0.0)
+    shake_T2 = shake(seconds_T, rng) * (side if config.camera == "jitter" else 0.0)
     light_T = 1.0 + LIGHT * np.sin(2 * pi * (rng.uniform() + rng.uniform(0.2, 0.9) * seconds_T))
-    for seconds, x, shake, light in zip(seconds_T.tolist(), x_T.tolist(), shake_T2, light_T, strict=True):
+    for seconds, x, shake_2, light in zip(seconds_T.tolist(), x_T.tolist(), shake_T2, light_T, strict=True):
         canvas = backdrop.at(background_start + seconds)
+        empty = canvas.copy()
         if config.show != "background":
             puppet.draw(canvas, pose_at(scene.action, manner, seconds), x, ground_y)
-        yield _expose(canvas, config.size_px, margin, shake, light, rng)
-
-
-def _expose(
-    canvas: Image.Image, size_px: int, margin: int, shake_2: Floats, light: float, rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    """What the sensor makes of the drawn scene: moved, scaled down, brightened or darkened, noisy."""
-    left, top = margin + shake_2
-    side = canvas.width - 2 * margin
-    box = (float(left), float(top), float(left) + side, float(top) + side)
-    small = canvas.resize((size_px, size_px), Image.Resampling.BOX, box=box)
-    frame_HWC = np.asarray(small, dtype=np.float32) * np.float32(light)
-    frame_HWC += rng.standard_normal(frame_HWC.shape, dtype=np.float32) * np.float32(255 * NOISE)
-    exposed_HWC: NDArray[np.uint8] = np.clip(np.rint(frame_HWC), 0, 255).astype(np.uint8)
-    return exposed_HWC
+        box = seen_box(ImageChops.difference(empty, canvas), margin, shake_2)
+        yield expose(canvas, config.size_px, margin, shake_2, light, rng), box
 
 
 def _travel(speed: float, mirrored: bool, seconds_T: Floats) -> Floats:
@@ -155,20 +149,7 @@ def _travel(speed: float, mirrored: bool, seconds_T: Floats) -> Floats:
     return -way_T if mirrored else way_T
 
 
-def _shake(seconds_T: Floats, rng: np.random.Generator) -> Floats:
-    """(T, 2) camera offsets as shares of the side: a slow sway and small jerks, never beyond the drawn margin."""
-    axes = []
-    for _ in range(2):
-        slow, quick, phase, other = rng.uniform(0.3, 0.7), rng.uniform(0.9, 1.6), rng.uniform(), rng.uniform()
-        sway_T = 0.65 * np.sin(2 * pi * (phase + slow * seconds_T)) + 0.35 * np.sin(
-            2 * pi * (other + quick * seconds_T)
-        )
-        axes.append(SHAKE_SMOOTH * sway_T + SHAKE_JERK * rng.standard_normal(len(seconds_T)))
-    shake_T2: Floats = np.clip(np.stack(axes, axis=1), -MARGIN, MARGIN)
-    return shake_T2
-
-
-def _film_all(orders: list[tuple[SynthConfig, Scene, Look, Path]], workers: int) -> Iterator[None]:
+def _film_all(orders: list[tuple[SynthConfig, Scene, Look, Row]], workers: int) -> Iterator[None]:
     workers = workers or _cores()
     if workers == 1 or len(orders) < POOL_FROM_CLIPS:
         yield from map(_film_to_file, orders)
@@ -178,21 +159,32 @@ def _film_all(orders: list[tuple[SynthConfig, Scene, Look, Path]], workers: int)
         yield from pool.map(_film_to_file, orders, chunksize=4)
 
 
-def _film_to_file(order: tuple[SynthConfig, Scene, Look, Path]) -> None:
-    config, scene, look, path = order
-    write_video(path, film(config, scene, look), config.fps, CRF)
+def _film_to_file(order: tuple[SynthConfig, Scene, Look, Row]) -> None:
+    config, scene, look, row = order
+    boxes: dict[int, list[Box]] = {}
+
+    def frames() -> Iterator[NDArray[np.uint8]]:
+        for number, (frame_HWC, box) in enumerate(film_with_boxes(config, scene, look)):
+            boxes[number] = [box] if box else []
+            yield frame_HWC
+
+    write_video(row.path, frames(), config.fps, CRF)
+    if row.boxes:
+        write_boxes(row.boxes, boxes)
 
 
-def _row(scene: Scene, look: Look, out: Path) -> Row:
+def _row(config: SynthConfig, scene: Scene, look: Look, out: Path) -> Row:
     site = f"site_{scene.site + 1}"
     identity = f"person_{scene.identity + 1:02d}"
+    name = f"clip_{scene.number:05d}"
     return Row(
-        path=out / "videos" / site / f"clip_{scene.number:05d}.mp4",
+        path=out / "videos" / site / f"{name}.mp4",
         action=scene.action,
         site=site,
         split=scene.split,
         source=f"{site}_{scene.background}",
         attributes={"identity": identity, "background": scene.background, **asdict(look)},
+        boxes=None if config.show == "background" else out / "boxes" / site / f"{name}.csv",
     )
 
 
@@ -206,8 +198,9 @@ def _clear_folder(out: Path, manifest: Path, force: bool) -> None:
                 f"--out = {out}, holds files already; choose a new folder, or --force to replace an earlier set"
             )
         manifest.unlink(missing_ok=True)
-        for clip in out.glob("videos/site_*/clip_*.mp4"):
-            clip.unlink()
+        for pattern in ("videos/site_*/clip_*.mp4", "boxes/site_*/clip_*.csv"):
+            for file in out.glob(pattern):
+                file.unlink()
     except OSError as error:
         raise UserError(f"--out = {out}, cannot be used ({error.strerror}); choose another folder") from error
 
@@ -235,7 +228,7 @@ def _check(name: str, value: float, least: float, most: float, reason: str) -> N
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb ``fedspact synth``."""
     default = SynthConfig()
-    parser.add_argument("--out", type=Path, required=True, help="folder for videos/ and manifest.csv")
+    parser.add_argument("--out", type=Path, required=True, help="folder for videos/, boxes/ and manifest.csv")
     parser.add_argument("--clips", type=int, default=default.clips, help="number of videos (%(default)s)")
     parser.add_argument("--identities", type=int, default=default.identities, help="number of actors (%(default)s)")
     parser.add_argument("--sites", type=int, default=default.sites, help="number of sites (%(default)s)")

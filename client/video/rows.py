@@ -1,8 +1,9 @@
 """One table for every kind of site: a row says where a file lies and what is known about it.
 
 The table is a CSV file, the manifest. Only the column ``path`` is required; ``action``, ``site``, ``split`` and
-``source`` are known by name, and every further column is a private attribute (identity, background, clothes ...).
-An empty cell means "not known". Paths are relative to the manifest's own folder, so that the whole can be moved.
+``source`` are known by name, so is ``boxes`` (a file that says where people stand, see boxes.py), and every further
+column is a private attribute (identity, background, clothes ...). An empty cell means "not known". Paths are relative
+to the manifest's own folder, so that the whole can be moved.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from pathlib import Path
 from spact_models.errors import UserError
 
 COLUMNS = ("path", "action", "site", "split", "source")
+BOXES = "boxes"  # written only where some row has them
 SPLITS = ("train", "test", "")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 SHOWN_EXAMPLES = 5  # an error names the first few of many, and counts them all
@@ -38,10 +40,12 @@ class Row:
     split: str = ""  # "train", "test", or "" = not decided yet, see hold_out
     source: str | None = None  # recording, group of people, camera: what must not lie on both sides of a split
     attributes: Mapping[str, str] = field(default_factory=dict, hash=False)  # further private columns
+    boxes: Path | None = None  # absolute; CSV of where people stand, see client.video.boxes
 
     def __post_init__(self) -> None:
-        if not self.path.is_absolute():
-            raise ValueError(f"Row.path = {str(self.path)!r}, must be absolute")
+        for name, path in (("path", self.path), (BOXES, self.boxes)):
+            if path is not None and not path.is_absolute():
+                raise ValueError(f"Row.{name} = {str(path)!r}, must be absolute")
         if self.split not in SPLITS:
             raise UserError(f"{self.path}: split = {self.split!r}, must be train, test or empty (empty = not decided)")
         for name in ("action", "site", "source"):
@@ -58,6 +62,7 @@ def read_rows(manifest: Path, must_exist: bool = True) -> list[Row]:
     """The rows of a manifest, in its order.
 
     ``must_exist=False`` leaves missing files to the decoder, which counts and names them like any unreadable video.
+    Box files are not looked at here: only the judge reads them.
 
     Raises UserError, naming file, line, value and remedy: not there, not UTF-8, broken quoting, no ``path`` column, a
     column twice, a row of the wrong length, an empty path, a path twice, a path that is no file, a split other than
@@ -93,7 +98,8 @@ def write_rows(rows: Iterable[Row], manifest: Path) -> None:
     rows = list(rows)
     names = list(dict.fromkeys(name for row in rows for name in row.attributes))
     _check_attribute_names(manifest, names)
-    table = [[*COLUMNS, *names], *(_record(manifest, row, names) for row in rows)]
+    known = [*COLUMNS, BOXES] if any(row.boxes for row in rows) else list(COLUMNS)
+    table = [[*known, *names], *(_record(manifest, row, known, names) for row in rows)]
     seen: set[str] = set()
     for record in table[1:]:
         if record[0] in seen:
@@ -193,9 +199,11 @@ def _row(manifest: Path, line: int, columns: Sequence[str], record: Sequence[str
             "put a value that holds a comma in double quotes"
         )
     cells = dict(zip(columns, record, strict=True))
-    path = cells.pop("path")
+    path, boxes = cells.pop("path"), cells.pop(BOXES, "")
     if not path or "\0" in path:
         raise UserError(f"{where}: path = {path!r}, must name a file; fill it in or remove the line")
+    if "\0" in boxes:
+        raise UserError(f"{where}: boxes = {boxes!r}, must name a file; correct it or leave it empty")
     for name, value in cells.items():
         _check_value(where, name, value)
     split = cells.pop("split", "")
@@ -208,6 +216,7 @@ def _row(manifest: Path, line: int, columns: Sequence[str], record: Sequence[str
         split=split,
         source=cells.pop("source", None),
         attributes=cells,
+        boxes=absolute(manifest.parent / boxes) if boxes else None,
     )
 
 
@@ -243,21 +252,27 @@ def _why_no_file(path: Path) -> str:
 
 def _check_attribute_names(manifest: Path, names: Iterable[str]) -> None:
     for name in names:
-        if not name or name != name.strip() or name in COLUMNS:
+        if not name or name != name.strip() or name in (*COLUMNS, BOXES):
             raise UserError(
                 f"{manifest}: attribute {name!r}, must be a name without spaces around it "
-                f"and none of {', '.join(COLUMNS)}; rename it"
+                f"and none of {', '.join((*COLUMNS, BOXES))}; rename it"
             )
 
 
-def _record(manifest: Path, row: Row, names: Sequence[str]) -> list[str]:
-    path = absolute(row.path)
-    shown = path.relative_to(manifest.parent) if path.is_relative_to(manifest.parent) else path
-    known = {"action": row.action or "", "site": row.site or "", "split": row.split, "source": row.source or ""}
-    cells = known | {name: row.attributes.get(name, "") for name in names}
-    for name, value in cells.items():
+def _record(manifest: Path, row: Row, known: Sequence[str], names: Sequence[str]) -> list[str]:
+    """``known`` columns of the row, which begin with its path, then the attributes ``names``."""
+    words = {"action": row.action or "", "site": row.site or "", "split": row.split, "source": row.source or ""}
+    words |= {name: row.attributes.get(name, "") for name in names}
+    for name, value in words.items():
         _check_value(str(row.path), name, value)
-    return [shown.as_posix(), *cells.values()]
+    files = {"path": _shown(manifest, row.path), BOXES: _shown(manifest, row.boxes) if row.boxes else ""}
+    return [(files | words)[name] for name in (*known, *names)]
+
+
+def _shown(manifest: Path, path: Path) -> str:
+    """Relative to the manifest's folder where the file lies in it."""
+    path = absolute(path)
+    return (path.relative_to(manifest.parent) if path.is_relative_to(manifest.parent) else path).as_posix()
 
 
 def _as_csv(table: Sequence[Sequence[str]]) -> str:

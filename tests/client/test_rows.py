@@ -90,6 +90,27 @@ def test_paths_are_relative_inside_the_folder_and_the_folder_can_move(tmp_path: 
     ]
 
 
+def test_box_files_travel_with_their_rows(tmp_path: Path) -> None:
+    """Relative to the manifest like the videos, only where there are any, and never an attribute."""
+    here = tmp_path / "here"
+    rows = [
+        Row(touched(here / "a.mp4"), "walk", attributes={"identity": "p1"}, boxes=here / "boxes" / " a, b .csv"),
+        Row(touched(here / "b.mp4"), boxes=tmp_path / "there" / "b.csv"),
+        Row(touched(here / "c.mp4")),
+    ]
+    write_rows(rows, here / "m.csv")
+    assert read_rows(here / "m.csv") == rows
+    lines = (here / "m.csv").read_text().splitlines()
+    assert lines[0] == "path,action,site,split,source,boxes,identity"
+    assert lines[1] == 'a.mp4,walk,,,,"boxes/ a, b .csv",p1'
+    assert lines[2] == f"b.mp4,,,,,{tmp_path / 'there' / 'b.csv'},"
+    write_rows(read_rows(here / "m.csv"), tmp_path / "site" / "m.csv")  # as a simulated site's manifest is written
+    assert read_rows(tmp_path / "site" / "m.csv") == rows
+    assert hold_out(rows, 0.4, seed=0)[0].boxes == rows[0].boxes
+    with pytest.raises(ValueError, match=r"Row\.boxes"):
+        Row(here / "a.mp4", boxes=Path("a.csv"))
+
+
 def test_only_path_is_required_and_spreadsheet_habits_are_read(tmp_path: Path) -> None:
     manifest = manifest_of(
         tmp_path, "\ufeffpath, identity\r\na.mp4,p1\r\n\r\nsub/../b.mp4,\r\n", "a.mp4", "b.mp4", "sub/x"
@@ -106,6 +127,7 @@ def test_only_path_is_required_and_spreadsheet_habits_are_read(tmp_path: Path) -
         ("path,identity,identity\na.mp4,1,2\n", ["line 1", "'identity' twice"]),
         ("path,\na.mp4,1\n", ["line 1", "column 2 has no name"]),
         ("path,action\na.mp4,walk\nsub/../a.mp4,run\n", ["line 3", "a.mp4", "already on line 2", "remove"]),
+        ("path,boxes\na.mp4,b\0.csv\n", ["line 2", "boxes = 'b\\x00.csv'", "must name a file"]),
         ('path,action\n"a\n.mp4",walk\na.mp4,walk\na.mp4,run\n', ["line 5", "already on line 4"]),
         ("path,split\na.mp4,val\n", ["line 2", "split = 'val'", "train, test or empty"]),
         ("path,split\na.mp4,Train\n", ["line 2", "split = 'Train'"]),
@@ -149,6 +171,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path) -> None:
         [good, good],
         [Row(good.path, "walk ")],
         [Row(good.path, attributes={"split": "x"})],
+        [Row(good.path, attributes={"boxes": "x"})],
         [Row(good.path, attributes={" id": "x"})],
         [Row(Path(os.fsdecode(b"/data/\xff.mp4")))],
     ):

@@ -4,17 +4,19 @@ import argparse
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, astuple, fields, replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from client.video.boxes import person_mask, read_boxes
 from client.video.decode import decode_video, probe
 from client.video.rows import Row, class_names, read_rows
-from simulations import synthetic
-from simulations.synthetic import MARGIN, SynthConfig, film, plan_set, synthesize
+from simulations import synthetic, synthetic_camera
+from simulations.synthetic import SynthConfig, film, film_with_boxes, plan_set, synthesize
+from simulations.synthetic_camera import MARGIN, shake
 from simulations.synthetic_look import MAX_IDENTITIES, VALUES, Look
 from simulations.synthetic_motion import ACTIONS, draw_manner, pose_at
 from simulations.synthetic_plan import Scene
@@ -88,6 +90,43 @@ def test_manifest_names_what_was_filmed(small_set: list[Row]) -> None:
         assert row.path.parent.name == row.site
     assert class_names(small_set) == sorted(ACTIONS)
     assert len(ACTIONS) >= 6
+
+
+@pytest.mark.parametrize("camera", ["jitter", "static"])
+def test_the_actor_is_inside_the_box_and_the_box_is_no_larger_than_needed(camera: str) -> None:
+    """Filmed on the plain backdrop, without noise, in even light: whatever is not the backdrop's grey is the actor."""
+    scenes, cast = plan_set(SMALL)
+    config = replace(SMALL, show="person", camera=camera, size_px=96)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic_camera, "NOISE", 0.0)
+        patch.setattr(synthetic, "LIGHT", 0.0)
+        clips = [list(film_with_boxes(config, scene, cast[scene.identity])) for scene in scenes]
+    for frame_HWC, box in (pair for clip in clips for pair in clip):
+        actor_HW = np.abs(frame_HWC.astype(int) - frame_HWC[0, 0]).max(axis=-1) > 0
+        inside_HW = person_mask({0: [box]}, 0, 96)
+        assert actor_HW.sum() > 300
+        assert not (actor_HW & ~inside_HW).any()
+        for axis, low, high in ((0, box.left, box.right), (1, box.top, box.bottom)):
+            found = np.flatnonzero(actor_HW.any(axis=axis))
+            assert 0 <= found[0] - low * 96 < 4
+            assert 0 <= high * 96 - (found[-1] + 1) < 4
+
+
+def test_each_video_has_its_boxes_and_a_place_alone_has_none(small_set: list[Row], tmp_path: Path) -> None:
+    scenes, cast = plan_set(SMALL)
+    for row, scene in list(zip(small_set, scenes, strict=True))[:6]:
+        assert row.boxes is not None
+        assert row.boxes.parts[-3:] == ("boxes", row.site, f"{row.path.stem}.csv")
+        filmed = [box for _, box in film_with_boxes(SMALL, scene, cast[scene.identity])]
+        alone = [box for _, box in film_with_boxes(replace(SMALL, show="person"), scene, cast[scene.identity])]
+        assert filmed == alone  # the place behind does not matter
+        read = read_boxes(row.boxes)
+        assert list(read) == list(range(SMALL.frames))
+        for box, expected in zip(read.values(), filmed, strict=True):
+            assert astuple(box[0]) == pytest.approx(astuple(expected), abs=1e-4)
+    place = read_rows(synthesize(replace(SMALL, show="background"), tmp_path / "place", workers=1, progress=False))
+    assert {row.boxes for row in place} == {None}
+    assert not list((tmp_path / "place").rglob("*.csv"))[1:]  # the manifest alone
 
 
 def test_the_parts_are_shown_alone() -> None:
@@ -221,9 +260,9 @@ def test_two_actions_are_never_the_same_motion(one: str, two: str) -> None:
 
 
 def test_the_camera_shakes_by_about_a_pixel_unless_it_stands() -> None:
-    shakes = [synthetic._shake(np.arange(24) / 12.5, np.random.default_rng(k)) * 48 for k in range(100)]
+    shakes = [shake(np.arange(24) / 12.5, np.random.default_rng(k)) * 48 for k in range(100)]
     assert 0.35 < np.std(np.concatenate(shakes)) < 0.9
-    assert max(np.abs(shake).max() for shake in shakes) <= MARGIN * 48
+    assert max(np.abs(one).max() for one in shakes) <= MARGIN * 48
     scene = replace(plan_set(SMALL)[0][0], background="bricks")  # nothing moves there
     look = plan_set(SMALL)[1][0]
 
@@ -282,12 +321,15 @@ def test_a_folder_in_use_is_kept_and_force_replaces_only_the_set(tmp_path: Path)
     (out / "notes.txt").write_text("mine")
     (out / "videos" / "holiday.mp4").write_text("mine")
     (out / "videos" / "site_1" / "clip_99999.mp4").write_text("an earlier, longer set")
+    (out / "boxes" / "site_1").mkdir(parents=True)
+    (out / "boxes" / "site_1" / "clip_99999.csv").write_text("an earlier, longer set")
     before = fingerprints(out)
     with pytest.raises(UserError, match=r"--out = .*set, holds files already.*--force"):
         synthesize(SMALL, out, progress=False)
     assert fingerprints(out) == before
     rows = read_rows(synthesize(SMALL, out, force=True, workers=1, progress=False))
-    assert set(fingerprints(out)) - {row.path.relative_to(out).as_posix() for row in rows} == {
+    ours = {path.relative_to(out).as_posix() for row in rows for path in (row.path, row.boxes)}
+    assert set(fingerprints(out)) - ours == {
         "manifest.csv",
         "notes.txt",
         "videos/holiday.mp4",
