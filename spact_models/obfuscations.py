@@ -111,6 +111,31 @@ class OneBitDifference(ClipTransform):
         return onebit_difference(clip_BCTHW, self.threshold).expand(-1, 3, -1, -1, -1)
 
 
+class BlurDifferenceQuantize(ClipTransform):
+    """Blur, difference of consecutive frames, few levels: the fixed form of BDQ.
+
+    After Kumawat and Nagahara, "Privacy-Preserving Action Recognition via Motion Difference Quantization" (ECCV 2022).
+    Theirs learns σ and the levels against an adversary, beginning with a 5 × 5 kernel, σ = 1 and 15 steps over the
+    clip's own range; ours stays at such a beginning, with a range that is fixed, because a stream has no maximum.
+    Differences are signed and by colour: mid-grey = no change, ±`reach` = black and white, beyond it cut.
+    """
+
+    history = 1
+
+    def __init__(self, kernel_px: int = 5, sigma_px: float = 1.0, reach: float = 0.5, levels: int = 15) -> None:
+        super().__init__()
+        if levels < 3 or levels % 2 == 0:
+            raise ValueError(f"levels = {levels}, must be odd and at least 3: no change has a level of its own")
+        self.blur = Blur(kernel_px, sigma_px)
+        self.reach, self.levels = reach, levels
+
+    def transform(self, clip_BCTHW: Tensor) -> Tensor:
+        soft = self.blur.transform(clip_BCTHW)
+        change = ((soft[:, :, 1:] - soft[:, :, :-1]) / self.reach).clamp(-1.0, 1.0)
+        steps = (self.levels - 1) // 2  # on either side of no change
+        return 0.5 + 0.5 * torch.round(change * steps) / steps
+
+
 OBFUSCATIONS: dict[str, Callable[[], ClipTransform]] = {
     "raw": Raw,
     "greyscale": Greyscale,
@@ -121,6 +146,7 @@ OBFUSCATIONS: dict[str, Callable[[], ClipTransform]] = {
     "pixelate": lambda: Pixelate(blocks=12),
     "difference_grey": GreyDifference,
     "difference1bit": OneBitDifference,
+    "bdq": BlurDifferenceQuantize,
 }
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from spact_models.anonymizer import ClipTransform, represent
 from spact_models.errors import UserError
-from spact_models.obfuscations import OBFUSCATIONS, by_name
+from spact_models.obfuscations import OBFUSCATIONS, BlurDifferenceQuantize, by_name
 
 NAMES = [
     "raw",
@@ -18,6 +18,7 @@ NAMES = [
     "pixelate",
     "difference_grey",
     "difference1bit",
+    "bdq",
 ]
 
 
@@ -106,3 +107,38 @@ def test_blur_is_a_normalised_gaussian_of_a_size_that_follows_the_frame() -> Non
     assert spread(by_name("blur_strong"), 224)[0] in (41, 43)
     flat = torch.full((1, 3, 2, 32, 32), 0.7)
     torch.testing.assert_close(by_name("blur_strong")(flat), flat)
+
+
+def test_bdq_blurs_then_differs_then_rounds() -> None:
+    """Pixel by pixel at 112 px, where the kernel is 5 × 5 and σ is 1."""
+    raw = clip(3, 112, 112)
+    out = by_name("bdq").transform(raw)
+    assert out.shape == (2, 3, 2, 112, 112)
+    assert len(out.unique()) <= 15
+    bell = [[2.718281828 ** (-0.5 * (dy * dy + dx * dx)) for dx in range(-2, 3)] for dy in range(-2, 3)]
+    total = sum(map(sum, bell))
+
+    def blurred(b: int, c: int, t: int, y: int, x: int) -> float:
+        near = [
+            (dy, dx, min(max(y + dy, 0), 111), min(max(x + dx, 0), 111)) for dy in range(-2, 3) for dx in range(-2, 3)
+        ]
+        return sum(bell[dy + 2][dx + 2] / total * float(raw[b, c, t, v, u]) for dy, dx, v, u in near)
+
+    for b, c, t, y, x in [(0, 0, 0, 0, 0), (1, 2, 1, 111, 3), *((0, 1, 1, y, 7 * y % 112) for y in range(0, 112, 3))]:
+        change = (blurred(b, c, t + 1, y, x) - blurred(b, c, t, y, x)) / 0.5 * 7
+        if abs(change % 1 - 0.5) > 1e-3:  # where rounding is not a toss-up
+            expected = 0.5 + 0.5 * round(max(-7.0, min(7.0, change))) / 7
+            assert float(out[b, c, t, y, x]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_bdq_shows_rest_as_grey_and_the_sign_of_a_change() -> None:
+    raw = torch.full((1, 3, 4, 32, 32), 0.3)
+    raw[:, 0, 1:] += 0.6  # red leaps and stays
+    raw[:, 1, 2:] -= 0.2
+    raw[:, 2, 3:] += 0.03  # below half a step
+    out = by_name("bdq").transform(raw)[0, :, :, 16, 16]
+    step = 0.5 / 7
+    expected = torch.tensor([[1.0, 0.5, 0.5], [0.5, 0.5 - 3 * step, 0.5], [0.5, 0.5, 0.5]])
+    torch.testing.assert_close(out, expected)
+    with pytest.raises(ValueError, match="odd"):
+        BlurDifferenceQuantize(levels=16)
