@@ -16,7 +16,10 @@ VERBS = {
     "index": ("client.video.index", "write the manifest of a folder of videos or of a published data set"),
     "simulate": ("simulations.federated", "train N sites together on one machine, and judge the result"),
     "centralize": ("simulations.centralized", "the same game on the pooled videos, to compare against"),
-    "evaluate": ("simulations.evaluate", "judge a finished run again, with fresh networks"),
+    "evaluate": ("simulations.evaluate", "judge an anonymizer by protocol, with fresh networks"),
+    "compare": ("simulations.compare", "centralized, federated, each site alone, plain obfuscation: one judge"),
+    "report": ("simulations.report", "one HTML page of a run's or a comparison's evidence"),
+    "runs": ("simulations.runs_list", "list runs with their key figures"),
     "check": ("server.check", "check a federation's settings before `flwr run`, and show them all"),
     "cache": ("client.video.cache", "show or clear a site's decoded frames"),
 }

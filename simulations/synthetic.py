@@ -62,6 +62,7 @@ class SynthConfig:
     camera: str = "jitter"
     alpha: float = 1.0  # of the sites' Dirichlet mix; smaller = sites differ more
     show: str = "all"
+    test_share: float = 0.22  # of each person's clips; a comparison wants many test clips, a demo many to learn from
 
     def __post_init__(self) -> None:
         _check("identities", self.identities, 2, MAX_IDENTITIES, "more would look alike")
@@ -73,6 +74,7 @@ class SynthConfig:
         _check("frames", self.frames, 8, 10_000, "8 frames at stride 2 show a cycle of the action")
         _check("fps", self.fps, 5.0, 120.0, "frames a second; slower would miss the motion")
         _check("alpha", self.alpha, 0.05, 1000.0, "0.1 = sites differ strongly, 100 = hardly")
+        _check("test-share", self.test_share, 0.05, 0.95, "the rest is training")
         for name, value, known in (("camera", self.camera, CAMERAS), ("show", self.show, SHOWS)):
             if value not in known:
                 raise UserError(f"--{name} = {value!r}, must be one of {', '.join(known)}")
@@ -93,7 +95,9 @@ def synthesize(config: SynthConfig, out: Path, force: bool = False, workers: int
     rows = [_row(config, scene, cast[scene.identity], out) for scene in scenes]
     _make_folders(out, {path.parent for row in rows for path in (row.path, row.boxes) if path})
     orders = [(config, scene, cast[scene.identity], row) for scene, row in zip(scenes, rows, strict=True)]
-    for _ in tqdm(_film_all(orders, workers), total=len(orders), desc="synth", unit="clip", disable=not progress):
+    for _ in tqdm(
+        _film_all(orders, workers), total=len(orders), desc="synth", unit="clip", disable=None if progress else True
+    ):
         pass
     write_rows(rows, manifest)
     return manifest
@@ -104,7 +108,14 @@ def plan_set(config: SynthConfig) -> tuple[list[Scene], list[Look]]:
     cast = draw_cast(config.identities, np.random.default_rng([config.seed, CAST_STREAM]))
     rng = np.random.default_rng([config.seed, PLAN_STREAM])
     scenes = draw_plan(
-        config.clips, config.identities, config.sites, config.alpha, list(ACTIONS), list(BACKGROUNDS), rng
+        config.clips,
+        config.identities,
+        config.sites,
+        config.alpha,
+        list(ACTIONS),
+        list(BACKGROUNDS),
+        config.test_share,
+        rng,
     )
     return scenes, cast
 
@@ -239,6 +250,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--camera", choices=CAMERAS, default=default.camera, help="does it shake? (%(default)s)")
     parser.add_argument("--alpha", type=float, default=default.alpha, help="likeness of the sites' mix (%(default)s)")
     parser.add_argument("--show", choices=SHOWS, default=default.show, help="leave out the place or the person")
+    parser.add_argument("--test-share", type=float, default=default.test_share, help="held-out videos (%(default)s)")
     parser.add_argument("--force", action="store_true", help="replace an earlier set in --out")
     parser.add_argument("--workers", type=int, default=0, help="processes (0 = one a core)")
 
@@ -256,6 +268,7 @@ def run(args: argparse.Namespace) -> int:
         camera=args.camera,
         alpha=args.alpha,
         show=args.show,
+        test_share=args.test_share,
     )
     manifest = synthesize(config, args.out, force=args.force, workers=args.workers)
     print(f"{config.clips} videos of {config.identities} people at {config.sites} sites: {manifest}")

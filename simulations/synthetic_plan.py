@@ -16,7 +16,6 @@ import numpy as np
 
 from spact_models.errors import UserError
 
-TEST_SHARE = 0.22
 SIZE_ALPHA = 10.0
 LEAST_ACTIONS = 3  # of a site, in training
 PLAN_DRAWS = 50  # each draw is checked against the rules above; a small set may need several
@@ -46,11 +45,14 @@ def draw_plan(
     alpha: float,
     actions: Sequence[str],
     backgrounds: Sequence[str],
+    test_share: float,
     rng: np.random.Generator,
 ) -> list[Scene]:
     """``clips`` scenes that keep the rules above. Raises UserError when no draw keeps them."""
     for _ in range(PLAN_DRAWS):
-        scenes = _assign_sites(_deal(clips, identities, actions, backgrounds, rng), identities, sites, alpha, rng)
+        scenes = _assign_sites(
+            _deal(clips, identities, actions, backgrounds, test_share, rng), identities, sites, alpha, rng
+        )
         if _keeps_rules(scenes, identities, sites, actions, backgrounds):
             return scenes
     raise UserError(
@@ -60,7 +62,12 @@ def draw_plan(
 
 
 def _deal(
-    clips: int, identities: int, actions: Sequence[str], backgrounds: Sequence[str], rng: np.random.Generator
+    clips: int,
+    identities: int,
+    actions: Sequence[str],
+    backgrounds: Sequence[str],
+    test_share: float,
+    rng: np.random.Generator,
 ) -> list[Scene]:
     """Scenes without sites, in random order."""
     circle = [backgrounds[k] for k in rng.permutation(len(backgrounds))]
@@ -69,7 +76,7 @@ def _deal(
     for identity, share in enumerate(shares):
         hidden = _held_out(identity, circle)
         shown = [name for name in circle if name not in hidden]
-        tests = min(max(1, round(TEST_SHARE * share)), share - 3)
+        tests = min(max(1, round(test_share * share)), share - 3)
         for split, count, places in (("train", share - tests, shown), ("test", tests, hidden)):
             moves = zip(_dealt(actions, count, rng), _dealt(places, count, rng), strict=True)
             scenes.extend(Scene(0, identity, action, place, split) for action, place in moves)
