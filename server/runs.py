@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SETTINGS, METRICS, SUMMARY = "settings.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
-PREPARED = ("cache", "sites", "synthetic")  # made before a run begins: a try that failed there may be repeated
+PREPARED = ("cache", "data.csv", "sites", "synthetic")  # made before a run begins: a try that failed there may be repeated
 FORMAT = "fedspact-run"
 
 
@@ -102,6 +102,11 @@ class RunFolder:
         """The flat settings that the run was begun with."""
         described = _read_settings(self.path)
         return dict(described["settings"]) if described else {}
+
+    def created(self) -> str:
+        """When the run was begun: UTC, ISO 8601; empty before :meth:`begin`."""
+        described = _read_settings(self.path)
+        return str(described.get("created", "")) if described else ""
 
     def checkpoint_path(self, server_round: int) -> Path:
         return self.path / CHECKPOINTS / f"round-{server_round:04d}.safetensors"

@@ -1,0 +1,212 @@
+"""The comparison's charts and tables: arms against each other, and the paired tests with their margins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from simulations.report.collect import ComparisonStory
+from simulations.report.drawing import ACCENT, INK, MUTED, SECOND, Chart, blank_layout, dotted_line, error_bars
+from simulations.report.judged import Figure
+from simulations.report.tables import Cell, Line, Table, figure_cell
+from simulations.report.words import byte_size, duration, name_of, percent, points, verdict
+
+SYMBOLS = {"federated": "star", "centralized": "circle", "local-only": "diamond"}
+
+
+def arm_table(comparison: ComparisonStory) -> Table:
+    """One line an arm and partition: figures with their spread over seeds, the worst site, what it cost."""
+    lines = []
+    for arm in comparison.content["summary"]:
+        worst = arm.get("worst_site")
+        cells = [
+            _with_spread(_figure(arm.get("action"))),
+            _with_spread(_figure(arm.get("leakage"))),
+            _worst_cell(worst),
+            Cell(byte_size(_number(arm, "bytes", "bytes_up"))),
+            Cell(duration(_number(arm, "seconds"))),
+            Cell(_memory(_number(arm, "peak_rss_mb"))),
+        ]
+        ours = arm.get("arm") == "federated"
+        partition = f"split {arm['partition']}" if arm.get("partition") else ""
+        lines.append(Line(Cell(name_of(str(arm.get("arm"))), partition, ours), cells, "ours" if ours else ""))
+    chance = comparison.content.get("chance") or {}
+    if chance:
+        blank = [Cell("")] * 4
+        private = next((value for task, value in chance.items() if task != "action"), None)
+        lines.append(
+            Line(Cell("chance"), [Cell(percent(chance.get("action"))), Cell(percent(private)), *blank], "chance")
+        )
+    heads = ["arm", "action ↑", "leakage ↓", "worst site", "bytes", "time", "memory"]
+    return Table("Arms at equal total steps; mean and standard deviation over seeds", heads, lines)
+
+
+def test_table(comparison: ComparisonStory) -> Table | None:
+    """The paired tests: difference, its interval, the margin, the verdict."""
+    lines = []
+    for test in comparison.content.get("tests") or []:
+        where = f"split {test['partition']}" if test.get("partition") else ""
+        cells = [_difference_cell(test.get("utility")), _difference_cell(test.get("leakage"))]
+        told = verdict(test)
+        cells.append(Cell(told, strong=told != "undecided"))
+        lines.append(Line(Cell(str(test.get("name", "")), where), cells, "worst" if told == "does not hold" else ""))
+    heads = ["paired test", "action, points", "leakage, points", "verdict"]
+    caption = "Paired bootstrap over the same test videos and seeds; 95 % interval"
+    return Table(caption, heads, lines) if lines else None
+
+
+def arm_chart(comparison: ComparisonStory, key: str) -> Chart | None:
+    """Every arm's action and leakage as points on one scale, from worst to best arm downwards."""
+    arms = [
+        (_arm_name(arm), arm, action, leakage)
+        for arm in comparison.content["summary"]
+        if (action := _figure(arm.get("action"))) and (leakage := _figure(arm.get("leakage")))
+    ]
+    if not arms:
+        return None
+    names = [name for name, *_ in arms]
+    traces = [
+        _dots("action", names, [action for *_, action, _ in arms], ACCENT, "circle"),
+        _dots("leakage, strongest attacker", names, [leakage for *_, leakage in arms], SECOND, "diamond"),
+    ]
+    layout = blank_layout(130 + 30 * len(arms), "share of test videos", "")
+    layout["xaxis"] |= {"range": [-0.02, 1.04], "tickformat": ".0%"}
+    layout["yaxis"] |= {"autorange": "reversed", "type": "category", "title": {"text": ""}}
+    chance = comparison.content.get("chance") or {}
+    layout["shapes"] = [
+        dotted_line(x=value) | {"line": {"color": ACCENT if task == "action" else SECOND, "width": 1, "dash": "dot"}}
+        for task, value in chance.items()
+        if value is not None
+    ]
+    told = "; ".join(f"{name}: action {percent(a.mean)}, leakage {percent(b.mean)}" for name, _, a, b in arms)
+    note = "Bars: 95 % intervals over the test videos; dotted: chance of each"
+    alt = f"Dot chart of {len(arms)} arms. {told}."
+    return Chart(key, "Arms side by side", alt, {"data": traces, "layout": layout}, arm_table(comparison), note)
+
+
+def test_chart(comparison: ComparisonStory, key: str) -> Chart | None:
+    """Differences with their intervals against zero and the margin."""
+    told = [
+        (test, part, word)
+        for test in comparison.content.get("tests") or []
+        for part, word in (("utility", "action"), ("leakage", "leakage"))
+        if test.get(part)
+    ]
+    table = test_table(comparison)
+    if not told or table is None:
+        return None
+    labels = [_test_label(test, word) for test, _, word in told]
+    figures = [_difference(test[part]) for test, part, _ in told]
+    trace = _dots("difference", labels, [_scaled(figure) for figure in figures], INK, "circle")
+    trace["hovertext"] = [
+        f"{label}: {points(figure.mean)} points ({points(figure.low)} to {points(figure.high)})"
+        for label, figure in zip(labels, figures, strict=True)
+    ]
+    trace |= {"hoverinfo": "text", "hovertemplate": None, "showlegend": False}
+    margins = _margins(labels, [test[part].get("margin") for test, part, _ in told], [part for _, part, _ in told])
+    layout = blank_layout(130 + 34 * len(labels), "difference in points (percentage points)", "")
+    layout["yaxis"] |= {"autorange": "reversed", "type": "category", "title": {"text": ""}}
+    layout["shapes"] = [dotted_line(x=0) | {"line": {"color": MUTED, "width": 1.5}}]
+    alt = "Differences with 95 % intervals. " + "; ".join(trace["hovertext"]) + "."
+    note = "More action and less leakage are better. Red ticks: the margin that a difference may not cross"
+    return Chart(key, "Paired differences", alt, {"data": [trace, *margins], "layout": layout}, table, note)
+
+
+def _margins(labels: Sequence[str], margins: Sequence[float | None], parts: Sequence[str]) -> list[dict[str, Any]]:
+    """The margin of each test as a tick on the side where crossing it would be worse."""
+    known = [
+        (label, (-100 if part == "utility" else 100) * margin)
+        for label, margin, part in zip(labels, margins, parts, strict=True)
+        if margin
+    ]
+    if not known:
+        return []
+    marker = {"symbol": "line-ns", "size": 16, "line": {"width": 2.5, "color": "var(--bad)"}}
+    x, y = [value for _, value in known], [label for label, _ in known]
+    trace = {"type": "scatter", "mode": "markers", "name": "margin", "x": x, "y": y, "marker": marker}
+    return [trace | {"hovertemplate": "margin %{x:.1f} points<extra></extra>"}]
+
+
+def _dots(name: str, labels: Sequence[str], figures: Sequence[Figure], colour: str, symbol: str) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [figure.mean for figure in figures],
+        "y": list(labels),
+        "error_x": error_bars(figures, colour),
+        "marker": {"symbol": symbol, "size": 10, "color": colour},
+        "hovertemplate": "%{y}<br>" + name + " %{x:.1%}<extra></extra>",
+    }
+
+
+def _arm_name(arm: Mapping[str, Any]) -> str:
+    partition = arm.get("partition")
+    return f"{name_of(str(arm.get('arm')))}, {partition}" if partition else name_of(str(arm.get("arm")))
+
+
+def _test_label(test: Mapping[str, Any], word: str) -> str:
+    """In two lines, so that a phone has room for the chart beside it."""
+    where = f", {test['partition']}" if test.get("partition") else ""
+    return f"{test.get('name', '')}<br>{word}{where}"
+
+
+def _difference(told: Mapping[str, Any]) -> Figure:
+    return Figure(float(told.get("difference") or 0.0), None, told.get("low"), told.get("high"))
+
+
+def _scaled(figure: Figure) -> Figure:
+    low, high = (None if end is None else 100 * end for end in (figure.low, figure.high))
+    return Figure(100 * figure.mean, None, low, high)
+
+
+def _difference_cell(told: Mapping[str, Any] | None) -> Cell:
+    if not told:
+        return Cell("–")
+    note = f"{points(told.get('low'))} to {points(told.get('high'))}; margin {100 * (told.get('margin') or 0):.0f}"
+    return Cell(points(told.get("difference")), note)
+
+
+def _worst_cell(worst: Any) -> Cell:
+    """A site's name with its figures, or one figure."""
+    if isinstance(worst, Mapping) and "mean" in worst:
+        return figure_cell(_figure(worst))
+    if isinstance(worst, Mapping):
+        parts = [
+            f"{word} {percent(_share(worst[word]))}" for word in ("action", "leakage") if worst.get(word) is not None
+        ]
+        return Cell(str(worst.get("site", "")) or "–", ", ".join(parts))
+    return Cell(percent(worst) if isinstance(worst, int | float) else "–")
+
+
+def _with_spread(figure: Figure | None) -> Cell:
+    if figure is None:
+        return Cell("–")
+    return Cell(percent(figure.mean), f"± {100 * figure.sd:.1f}" if figure.sd is not None else "one seed")
+
+
+def _figure(told: Any) -> Figure | None:
+    if not isinstance(told, Mapping) or told.get("mean") is None:
+        return None
+    return Figure(told["mean"], told.get("sd"), told.get("low"), told.get("high"), tuple(told.get("per_seed") or ()))
+
+
+def _share(told: Any) -> float | None:
+    figure = _figure(told)
+    return figure.mean if figure else (float(told) if isinstance(told, int | float) else None)
+
+
+def _number(arm: Mapping[str, Any], *names: str) -> float | None:
+    """The first of these keys that holds a number, or the mean of a figure; bytes may be split into up and down."""
+    for name in names:
+        told = arm.get(name)
+        if isinstance(told, Mapping) and {"up", "down"} <= told.keys():
+            return float(told["up"]) + float(told["down"])
+        value = _share(told)
+        if value is not None:
+            return value
+    return None
+
+
+def _memory(megabytes: float | None) -> str:
+    return byte_size(megabytes * 2**20 if megabytes else None)

@@ -1,0 +1,255 @@
+"""From stories to one HTML file: sections in order; charts, strips and style in the page itself, nothing from outside."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from simulations.report.arms import arm_chart, arm_table, test_chart, test_table
+from simulations.report.collect import ComparisonStory, RunStory
+from simulations.report.curves import game_charts, judged_rounds_chart
+from simulations.report.drawing import Chart
+from simulations.report.judged import ANONYMIZED, RAW
+from simulations.report.strips import Strips, make_strips
+from simulations.report.tables import (
+    Table,
+    attack_table,
+    cost_table,
+    facts_table,
+    reconstruction_table,
+    representation_table,
+    settings_table,
+    site_table,
+)
+from simulations.report.tradeoff import scatter
+from simulations.report.words import (
+    Sentence,
+    byte_size,
+    comparison_sentences,
+    duration,
+    headline,
+    moment,
+    percent,
+    verdicts,
+)
+from spact_models import __version__
+from spact_models.checkpoint import write_atomically
+from spact_models.errors import UserError
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One key figure."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """What the page says of one run."""
+
+    run: RunStory
+    key: str
+    state: str
+    lead: Sentence
+    verdicts: Sequence[Sentence]
+    how_judged: str
+    charts: Sequence[Chart]
+    tables: Sequence[Table]  # representations, attackers, reconstruction: those that there are
+    strips: Strips
+    sites: Table | None
+    facts: Table
+    settings: Table
+    not_measured: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ComparisonSection:
+    """What the page says of one comparison."""
+
+    comparison: ComparisonStory
+    key: str
+    sentences: Sequence[Sentence]
+    charts: Sequence[Chart]
+    tables: Sequence[Table]
+    about: str
+    not_measured: Sequence[str]
+
+
+def render(
+    runs: Sequence[RunStory], comparisons: Sequence[ComparisonStory], title: str | None = None, show_raw: bool = False
+) -> str:
+    """The whole page."""
+    import jinja2
+    from plotly.offline import get_plotlyjs
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("simulations.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["data_uri"] = lambda content, kind: f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    tasks = list(dict.fromkeys(task for run in runs if run.judged for task in run.judged.tasks))
+    main = next((run.judged.main_task for run in runs if run.judged and run.judged.main_task), None)
+    ordered = [main, *(task for task in tasks if task != main)] if main else []
+    scatters = [scatter(runs, task, f"scatter-{number}") for number, task in enumerate(ordered)]
+    names = [*(run.name for run in runs), *(story.name for story in comparisons)]
+    return environment.get_template("page.html.j2").render(
+        title=title or "FedSPAct: " + ", ".join(names),
+        created=moment(datetime.datetime.now(datetime.UTC).isoformat()),
+        version=__version__,
+        sections=[run_section(run, f"run-{number}", show_raw) for number, run in enumerate(runs, 1)],
+        comparisons=[comparison_section(story, f"comparison-{n}") for n, story in enumerate(comparisons, 1)],
+        scatters=[chart for chart in scatters if chart is not None],
+        mixed=_mixed(runs),
+        tiles=_tiles(runs[0]) if len(runs) == 1 else [],
+        costs=cost_table(runs) if runs else None,
+        css=_source("page.css"),
+        js=_source("page.js"),
+        plotly=get_plotlyjs(),
+    )
+
+
+def run_section(run: RunStory, key: str, show_raw: bool) -> RunSection:
+    """Everything about one run."""
+    judged = run.judged
+    charts = [*game_charts(run, key), judged_rounds_chart(run, f"{key}-rounds")]
+    judged_tables = [representation_table, attack_table, reconstruction_table] if judged else []
+    return RunSection(
+        run=run,
+        key=key,
+        state=_state(run),
+        lead=headline(run),
+        verdicts=verdicts(run),
+        how_judged=_how_judged(run),
+        charts=[chart for chart in charts if chart is not None],
+        tables=[made for table in judged_tables if judged and (made := table(judged)) is not None],
+        strips=make_strips(run, show_raw),
+        sites=site_table(run),
+        facts=facts_table(run),
+        settings=settings_table(run),
+        not_measured=not_measured(run),
+    )
+
+
+def comparison_section(story: ComparisonStory, key: str) -> ComparisonSection:
+    """Everything about one comparison."""
+    content = story.content
+    charts = [arm_chart(story, f"{key}-arms"), test_chart(story, f"{key}-tests")]
+    tables = [arm_table(story), test_table(story)]
+    seeds = ", ".join(map(str, content.get("seeds") or [])) or "unknown"
+    about = f"{content.get('sites', '?')} sites; seeds {seeds}; {content.get('test_videos', '?')} test videos; "
+    about += f"made {moment(content.get('created'))}."
+    return ComparisonSection(
+        comparison=story,
+        key=key,
+        sentences=comparison_sentences(story),
+        charts=[chart for chart in charts if chart is not None],
+        tables=[table for table in tables if table is not None],
+        about=about,
+        not_measured=list(content.get("not_measured") or []),
+    )
+
+
+def not_measured(run: RunStory) -> list[str]:
+    """What the judgement itself says that it lacks, and what one can see that it lacks."""
+    judged = run.judged
+    if judged is None:
+        return ["everything that fresh networks would tell: the run was not judged"]
+    seen = judged.representations[ANONYMIZED]
+    lacking = list(judged.not_measured)
+    if RAW not in judged.representations:
+        lacking.append("raw video: without it nobody knows what there was to keep and to hide")
+    if seen.action is not None and seen.action.low is None:
+        lacking.append("how sure the figures are: no intervals over the test videos")
+    if len(judged.seeds) < 3:
+        lacking.append(f"the spread over seeds: {len(judged.seeds) or 'no'} seed, three are needed to see it")
+    few = {task: len(attack.attackers) for task, attack in seen.attacks.items() if len(attack.attackers) < 3}
+    if few and judged.source == "summary.json":
+        lacking.append("attackers of three different architectures")
+    if judged.source == "summary.json":
+        lacking.append("the other baselines, and whether a trained inverter can give the raw video back")
+    if not judged.rounds:
+        lacking.append("fresh attackers at earlier rounds")
+    return lacking
+
+
+def checked_out(path: Path) -> Path:
+    """The absolute path of the page.
+
+    Raises:
+        UserError: it is a folder, or its folder is a file.
+    """
+    path = Path(path).expanduser().absolute()
+    if path.is_dir():
+        raise UserError(f"--out {path}: a folder, must be a file, such as {path / 'report.html'}.")
+    return path
+
+
+def write_page(path: Path, page: str) -> None:
+    """A reader sees the old page or the whole new one.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    try:
+        write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--out {path}: cannot be written ({reason}); free some space or name another file.") from error
+
+
+def _tiles(run: RunStory) -> list[Tile]:
+    """The few figures that one looks for first."""
+    judged, tiles = run.judged, []
+    if judged is not None:
+        seen, raw, task = judged.representations[ANONYMIZED], judged.representations.get(RAW), judged.main_task
+        if seen.action is not None:
+            beside = f"raw {percent(raw.action.mean)}" if raw and raw.action else ""
+            tiles.append(Tile("action top-1", percent(seen.action.mean), beside))
+        leakage = seen.leakage(task) if task else None
+        if task and leakage is not None:
+            on_raw = raw.leakage(task) if raw else None
+            told = [f"raw {percent(on_raw.mean)}" if on_raw else "", f"chance {percent(judged.chance.get(task))}"]
+            tiles.append(Tile("strongest attacker", percent(leakage.mean), ", ".join(filter(None, told))))
+        tiles.append(Tile("held-out videos", str(judged.test_videos or "–"), f"{len(judged.seeds) or 1} seed(s)"))
+    tiles.append(Tile("rounds", f"{run.rounds_done} of {run.rounds_planned}", f"{run.sites} site(s)"))
+    tiles.append(Tile("time", duration(run.summary.get("seconds")), f"preset {run.settings.get('preset')}"))
+    up = run.summary.get("bytes_up_per_round")
+    if up:
+        tiles.append(Tile("sent up a round", byte_size(up), "all sites together"))
+    return tiles
+
+
+def _state(run: RunStory) -> str:
+    done = f"{run.rounds_done} of {run.rounds_planned} rounds"
+    return f"{run.kind}, {done}" if run.finished else f"{run.kind}, unfinished: {done}"
+
+
+def _how_judged(run: RunStory) -> str:
+    judged = run.judged
+    command = f"fedspact evaluate {run.path}"
+    if judged is None:
+        return f"This run was not judged. Get its figures with: {command}"
+    if judged.source == "summary.json":
+        return f"The quick judgement that the run ended with: one seed, no intervals. For all of it: {command}"
+    return ""
+
+
+def _mixed(runs: Sequence[RunStory]) -> str:
+    """A warning where runs stand side by side that were not judged alike."""
+    judged = [run.judged for run in runs if run.judged is not None]
+    alike = {(one.test_videos, one.described.get("protocol"), one.source) for one in judged}
+    return "These runs were not judged on the same videos in the same way: compare them with care." * (len(alike) > 1)
+
+
+def _source(name: str) -> str:
+    return resources.files("simulations.report").joinpath(name).read_text(encoding="utf-8")

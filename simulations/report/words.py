@@ -1,0 +1,244 @@
+"""Figures in words: names, percentages, and the page's first sentences, which say it when a target is missed."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from simulations.report.collect import ComparisonStory, RunStory
+from simulations.report.judged import ANONYMIZED, RAW, Attack, Figure, Judged, Seen
+
+THIN = "\u202f"  # narrow no-break space between a number and its unit
+MINUS = "\u2212"
+TARGET_ACTION = 0.97  # of raw (issue 3): what counts as kept
+TARGET_LEAKAGE = 0.05  # above chance: what counts as hidden
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+NAMES = {
+    "raw": "raw",
+    "greyscale": "greyscale",
+    "downsample2x": "downsampled 2×",
+    "downsample4x": "downsampled 4×",
+    "blur_weak": "weak blur",
+    "blur_strong": "strong blur",
+    "pixelate": "pixelated",
+    "blackened": "people blacked out",
+    "difference_grey": "grey difference",
+    "difference1bit": "one-bit difference",
+    "blur_difference_quantise": "blur–difference–quantise",
+    "bdq": "blur–difference–quantise",
+    "anonymized": "anonymized",
+    "retrieval_all": "retrieval among all",
+    "retrieval_same_source": "retrieval in one source",
+    "psnr_db": "PSNR",
+    "ssim": "SSIM",
+}
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence with its tone: ``good``, ``bad`` or ``plain``; the tone is in the words too, never in colour alone."""
+
+    text: str
+    tone: str = "plain"
+
+
+def name_of(key: str) -> str:
+    """A representation's, task's or attacker's name for readers."""
+    return NAMES.get(key, key.replace("_", " "))
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    return "–" if share is None else f"{100 * share:.{digits}f}{THIN}%"
+
+
+def points(difference: float | None, digits: int = 1) -> str:
+    """A difference of two shares in percentage points, with its sign."""
+    if difference is None:
+        return "–"
+    rounded = round(100 * difference, digits) + 0.0  # no minus before a zero
+    return f"{'+' if rounded > 0 else MINUS if rounded < 0 else '±'}{abs(rounded):.{digits}f}"
+
+
+def interval(figure: Figure | None) -> str:
+    """The 95 % interval, empty where none was computed."""
+    if figure is None or figure.low is None or figure.high is None:
+        return ""
+    return f"{100 * figure.low:.1f}–{100 * figure.high:.1f}"
+
+
+def byte_size(count: float | None) -> str:
+    """Decimal units, as networks are billed."""
+    if count is None:
+        return "–"
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}{THIN}{unit}" if count < 1000 * size else f"{count / size:,.0f}{THIN}{unit}"
+    return f"{count:.0f}{THIN}B"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f}{THIN}s" if seconds < 10 else f"{seconds:.0f}{THIN}s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}{THIN}min {whole % 60:02d}{THIN}s"
+    return f"{whole // 3600}{THIN}h {whole % 3600 // 60:02d}{THIN}min"
+
+
+def moment(iso: str | None) -> str:
+    """``2026-11-25 02:00 UTC``; an odd text stays as it is."""
+    try:
+        when = datetime.datetime.fromisoformat(iso or "")
+    except ValueError:
+        return iso or "–"
+    zone = when.tzinfo or datetime.UTC
+    return when.replace(tzinfo=zone).astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def headline(run: RunStory) -> Sentence:
+    """What the anonymizer keeps and hides, in one sentence."""
+    if run.judged is None or (run.judged.main_task is None and run.judged.representations[ANONYMIZED].action is None):
+        state = "finished" if run.finished else f"stands after round {run.rounds_done} of {run.rounds_planned}"
+        return Sentence(f"Not judged yet: the game {state}, and no fresh network has looked at its videos.")
+    judged = run.judged
+    seen, task = judged.representations[ANONYMIZED], judged.main_task
+    kept = _kept(seen, judged.representations.get(RAW), judged.chance.get("action"))
+    if task is None:
+        return Sentence(f"{kept}; no private question could be asked.")
+    return Sentence(f"{kept}; {_found(task, seen.attacks[task], judged.chance.get(task))}.")
+
+
+def _kept(seen: Seen, raw: Seen | None, chance: float | None) -> str:
+    if seen.action is None:
+        return "The action could not be measured"
+    level = f"{percent(seen.action.mean, 0)} of held-out videos"
+    if raw is None or raw.action is None:
+        return f"A fresh network names the action in {level} (raw video was not judged)"
+    if raw.action.mean <= (chance or 0) or seen.action.mean > raw.action.mean:
+        return f"A fresh network names the action in {level} (raw video: {percent(raw.action.mean, 0)})"
+    return f"Keeps {percent(seen.action.mean / raw.action.mean, 0)} of the action"
+
+
+def _found(task: str, attack: Attack, chance: float | None) -> str:
+    found = attack.leakage.mean
+    close = chance is not None and abs(found - chance) < 0.02
+    level = f"(chance {percent(chance, 1 if close else 0)})" if chance is not None else "(chance unknown)"
+    share = percent(found, 1 if close else 0)
+    who = (
+        f"the strongest of {len(attack.attackers)} fresh attackers" if len(attack.attackers) > 1 else "a fresh attacker"
+    )
+    if attack.metric == "cmap":
+        return f"{who} reaches a class-mean precision of {share} on private attributes {level}"
+    if task == "retrieval_all":
+        return f"{who} finds a video again among all others in {share} of tries {level}"
+    if task == "retrieval_same_source":
+        return f"{who} finds a video again among those of its source in {share} of tries {level}"
+    asked = {"identity": "the person", "source": "the camera or recording"}.get(task, f"the {name_of(task)}")
+    return f"{who} names {asked} in {share} of held-out videos {level}"
+
+
+def verdicts(run: RunStory) -> list[Sentence]:
+    """Whether the target is met, and what the baselines do."""
+    judged = run.judged
+    if judged is None or judged.main_task is None:
+        return []
+    seen = judged.representations[ANONYMIZED]
+    found = [_target(judged, seen), _against_baselines(judged, seen)]
+    return [sentence for sentence in found if sentence is not None]
+
+
+def _target(judged: Judged, seen: Seen) -> Sentence | None:
+    raw, chance, leakage = judged.representations.get(RAW), judged.chance.get("identity"), seen.leakage("identity")
+    if raw is None or raw.action is None or seen.action is None or leakage is None or chance is None:
+        return None
+    aim = f"The target, {percent(TARGET_ACTION, 0)} of raw's action with identity at most 5 points above chance, is"
+    short = TARGET_ACTION * raw.action.mean - seen.action.mean
+    over = leakage.mean - chance - TARGET_LEAKAGE
+    missing = []
+    if short > 0:
+        missing.append(f"the action is {_size(short)} short")
+    if over > 0:
+        missing.append(f"identity is {_size(over)} over it")
+    if missing:
+        return Sentence(f"{aim} missed: {' and '.join(missing)}.", "bad")
+    return Sentence(f"{aim} met.", "good")
+
+
+def _size(difference: float) -> str:
+    return f"{100 * difference:.1f} points" if difference >= 0.0005 else "less than 0.1 points"
+
+
+def _against_baselines(judged: Judged, seen: Seen) -> Sentence | None:
+    """A baseline beats the anonymizer where it keeps at least as much and leaks at most as much."""
+    task = judged.main_task
+    ours = _place(seen, task)
+    others = {
+        name: _place(told, task) for name, told in judged.representations.items() if name not in (ANONYMIZED, RAW)
+    }
+    rivals = {name: place for name, place in others.items() if place is not None}
+    if ours is None or not rivals:
+        return None
+    better = [name for name, place in rivals.items() if _beats(place, ours)]
+    if better:
+        told = [_told(name, rivals[name], task, ours) for name in better]
+        verb = "does" if len(better) == 1 else "do"
+        return Sentence(f"Not ahead of every baseline: {'; '.join(told)} {verb} at least as well on both.", "bad")
+    beaten = sum(_beats(ours, place) for place in rivals.values())
+    if beaten == len(rivals):
+        counted = "the one baseline" if beaten == 1 else f"each of the {beaten} baselines"
+        return Sentence(f"Ahead of {counted} on both counts.", "good")
+    return Sentence(
+        f"No baseline does better on both counts; it is itself ahead of {beaten} of {len(rivals)} on both, "
+        "and against the others one has to choose."
+    )
+
+
+def _place(seen: Seen, task: str | None) -> tuple[Figure, Figure] | None:
+    leakage = seen.leakage(task) if task else None
+    return (seen.action, leakage) if seen.action is not None and leakage is not None else None
+
+
+def _beats(one: tuple[Figure, Figure], other: tuple[Figure, Figure]) -> bool:
+    gain, saved = one[0].mean - other[0].mean, other[1].mean - one[1].mean
+    return gain >= 0 and saved >= 0 and gain + saved > 0
+
+
+def _told(name: str, place: tuple[Figure, Figure], task: str | None, ours: tuple[Figure, Figure]) -> str:
+    within = all(_overlap(mine, theirs) for mine, theirs in zip(ours, place, strict=True))
+    extra = ", its 95 % bars overlapping" if within else ""
+    figures = f"{percent(place[0].mean)} action, {percent(place[1].mean)} {name_of(task or '')}"
+    return f"{name_of(name)} ({figures}{extra})"
+
+
+def _overlap(one: Figure, other: Figure) -> bool:
+    known = None not in (one.low, one.high, other.low, other.high)
+    return known and one.low <= other.high and other.low <= one.high  # type: ignore[operator]
+
+
+def comparison_sentences(comparison: ComparisonStory) -> list[Sentence]:
+    """One sentence a paired test: whether it holds, where, and by how much."""
+    tones = {HOLDS: "good", FAILS: "bad", UNDECIDED: "plain"}
+    return [Sentence(_test_sentence(test), tones[verdict(test)]) for test in comparison.content.get("tests") or []]
+
+
+def verdict(test: Mapping[str, Any]) -> str:
+    """A paired test holds when it does in utility and in leakage, and does not when it fails in one of them."""
+    found = [test[part].get("holds") for part in ("utility", "leakage") if test.get(part)]
+    if any(held is False for held in found):
+        return FAILS
+    return HOLDS if found and all(found) else UNDECIDED
+
+
+def _test_sentence(test: Mapping[str, Any]) -> str:
+    told = [
+        f"{word} {points(test[part].get('difference'))} points"
+        for part, word in (("utility", "action"), ("leakage", "leakage"))
+        if test.get(part)
+    ]
+    name = str(test.get("name", "a paired test"))
+    partition = f", split {test['partition']}" if test.get("partition") else ""
+    return f"{name[:1].upper()}{name[1:]}{partition}: {verdict(test)} ({', '.join(told)})."
