@@ -8,7 +8,7 @@ from pathlib import Path
 
 from server.runs import RunFolder, default_run_path
 from simulations.federated import refuse_local_statistics, simulate
-from simulations.laboratory import Laboratory, add_run_arguments, finish, readable, settings_from
+from simulations.laboratory import Laboratory, add_run_arguments, finish, keep_rows, readable, settings_from
 from simulations.partition import load_rows
 from simulations.pictures import before_after_film, before_after_sheet, choose_rows
 from simulations.synthetic import SynthConfig, synthesize
@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     rows = load_rows(manifest, settings.simulation, settings.seed)
     lab = Laboratory(settings, folder, rows, folder.path / "cache", started)
     lab.rows = readable(lab.rows, lab.cache, settings.simulation.unreadable_share)
+    keep_rows(lab)
     rounds = settings.rounds
     print(f"2/4  training at {args.sites} sites: {rounds.warmup} warm-up and {rounds.minimax} minimax rounds")
     simulate(lab)

@@ -1,90 +1,261 @@
-"""``fedspact evaluate``: judge a finished run, or any anonymizer file, with fresh networks on a manifest."""
+"""``fedspact evaluate``: judge a run, a checkpoint or any anonymizer file by a protocol, with fresh networks.
+
+``evaluation.json`` is written after every representation: what is interrupted goes on with the same command.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from client.video.cache import FrameCache
-from client.video.rows import Row
-from server.runs import RunFolder
-from simulations.judgement import REPRESENTATIONS, attackable, judge_run, table
-from simulations.laboratory import judged_figures, readable
-from simulations.partition import load_rows
-from spact_models.checkpoint import write_atomically
 from spact_models.errors import UserError
-from spact_models.networks import load_anonymizer
-from spact_models.run_config import load_settings, parse_assignment
-from spact_models.seeds import pick_device
+
+if TYPE_CHECKING:
+    import torch
+
+    from client.video.cache import FrameCache
+    from server.runs import RunFolder
+    from simulations.protocols.evaluation import Evaluation
+    from simulations.protocols.model import Model
+    from simulations.protocols.plans import Data
+    from simulations.protocols.suite import Suite
+    from spact_models.settings import Settings
+
+DEFAULT_SEEDS = (0, 1, 2)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``fedspact evaluate``."""
-    parser.add_argument("model", type=Path, metavar="RUN_OR_FILE", help="a run folder, or an anonymizer.safetensors")
-    parser.add_argument("--data", type=Path, required=True, metavar="MANIFEST", help="CSV with a path column")
+    parser.add_argument("model", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run folder, or a .safetensors file")
+    parser.add_argument("--protocol", metavar="NAME", help="known, novel, identity, attributes or retrieval")
+    parser.add_argument("--data", type=Path, metavar="MANIFEST", help="default: the run's own rows")
+    parser.add_argument("--attributes", type=Path, metavar="MANIFEST", help="rows with the attributes, if others")
+    parser.add_argument("--task", metavar="A,B", help="private columns to attack (default: the protocol's)")
+    parser.add_argument("--seeds", metavar="N|0,1,2", help="of the fresh networks (default: 3; --quick: 1)")
+    parser.add_argument("--attackers", metavar="A,B", help="fresh attackers (default: the preset's)")
+    parser.add_argument("--only", metavar="A,B", help="representations to judge (default: all)")
+    parser.add_argument("--rounds", metavar="2,5,9", help="judge the checkpoints of these rounds, too")
+    parser.add_argument("--quick", action="store_true", help="raw, downsample4x and anonymized, one seed")
+    parser.add_argument("--recipe", metavar="NAME", help="ucf101-known, hmdb51-novel or pa-hmdb51 (with --root)")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="the folder that holds a recipe's data sets")
+    parser.add_argument("--inversion", action="store_true", help="a fresh network tries to restore the raw frames")
+    parser.add_argument("--crops", action="store_true", help="attackers that see the person only, the background only")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/evaluation.json")
+    parser.add_argument("--force", action="store_true", help="judge again what the file already holds")
     parser.add_argument(
-        "--tasks", metavar="A,B", help="private attribute columns (default: identity, where it is known)"
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments", help="judge.* settings"
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments", help="judge.* settings, seed"
-    )
-    parser.add_argument("--seed", type=int, help="of the fresh networks (default: the run's)")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument(
-        "--cache", type=Path, default=Path("runs/cache"), metavar="DIR", help="decoded frames (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--only", metavar="A,B", help=f"representations to judge (default: {','.join(REPRESENTATIONS)})"
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="decoded frames (default: RUN/cache, or runs/cache)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Judge and show the table."""
-    path: Path = args.model
-    if path.is_dir():
-        path = RunFolder.open(path).path / "anonymizer.safetensors"
-    anonymizer, trained, _ = load_anonymizer(path)
-    here = {"device": "auto"}  # not the device of the machine that trained it
-    chosen = {**trained.flat(), **here, **dict(parse_assignment(text) for text in args.assignments)}
-    chosen.update({key: value for key, value in (("seed", args.seed), ("device", args.device)) if value is not None})
-    settings = load_settings(chosen)
+    """Judge, show the tables, write ``evaluation.json``."""
+    from client.video.cache import FrameCache
+    from simulations.protocols.evaluation import FILE
+    from simulations.protocols.model import open_model
+    from simulations.protocols.rounds import checked_rounds
+    from spact_models.seeds import pick_device
+
+    model = open_model(args.model)
+    rounds = checked_rounds(_run_of(model), _numbers("--rounds", args.rounds)) if args.rounds else []
+    if bool(args.recipe) != bool(args.root):
+        raise UserError("--recipe and --root go together: the recipe's name, and the folder that holds its data sets")
+    settings = _settings(args, model)
     device = pick_device(settings.device)
-    cache = FrameCache(args.cache, settings.clip.size_px)
-    rows = load_rows(args.data, settings.simulation, trained.seed)
-    tasks = _tasks(args.tasks, rows)
-    rows = readable(rows, cache, settings.simulation.unreadable_share)
-    judgement = judge_run(anonymizer, settings, rows, cache, device, tasks=tasks, representations=_only(args.only))
-    print(table(judgement))
-    if args.out is not None:
-        text = json.dumps(judged_figures(judgement), indent=2) + "\n"
-        write_atomically(args.out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    data, manifest, attackers = _material(args, model, settings)
+    cache = FrameCache(_cache_folder(args, model), settings.clip.size_px)
+    suite = _suite(args, data, attackers, settings.preset)
+    out = args.out or (args.model / FILE if args.model.is_dir() else None)
+    file = _Output(out, manifest, args.recipe, args.force)
+    data = _readable(data, cache, settings)
+    print(f"protocol {suite.protocol}: {len(data.side('train'))} training and {len(data.side('test'))} test videos")
+    evaluation = _judge(model, settings, data, cache, device, suite, rounds, file)
+    _show(evaluation, out)
     return 0
 
 
-def _only(asked: str | None) -> list[str]:
-    chosen = [name.strip() for name in asked.split(",")] if asked else list(REPRESENTATIONS)
-    for name in chosen:
-        if name not in REPRESENTATIONS:
-            raise UserError(f"--only {name}: no such representation, must be among {', '.join(REPRESENTATIONS)}")
-    return chosen
+def _run_of(model: Model) -> RunFolder:
+    if model.run is None:
+        raise UserError(f"--rounds: {model.path} lies in no run folder, so there are no earlier checkpoints to judge")
+    return model.run
 
 
-def _tasks(asked: str | None, rows: Sequence[Row]) -> list[str]:
-    """The columns to attack, each of which must be learnable on train and askable on test."""
-    if asked is None:
-        return ["identity"]
-    train, test = ([row for row in rows if row.split == split] for split in ("train", "test"))
-    tasks = [name.strip() for name in asked.split(",") if name.strip()]
-    known = sorted({name for row in rows for name in row.attributes})
-    for task in tasks:
-        if task not in known:
-            raise UserError(f"--tasks {task}: no such column. The manifest has: {', '.join(known) or 'none'}")
-        if not attackable(train, test, task):
-            raise UserError(
-                f"--tasks {task}: cannot be asked for; it needs two values or more in training rows, and test rows "
-                "with none but those"
-            )
-    return tasks
+def _settings(args: argparse.Namespace, model: Model) -> Settings:
+    """The run's own, on this machine's device; a recipe's budget; then --set."""
+    from simulations.protocols.recipes import BUDGET
+    from spact_models.run_config import load_settings, parse_assignment
+
+    chosen: dict[str, Any] = {**model.trained.flat(), "device": args.device or "auto"}
+    if args.recipe:
+        chosen.update(BUDGET)
+    for key, value in map(parse_assignment, args.assignments):
+        if not key.startswith("judge.") and key not in ("precision", "device", "simulation.unreadable_share"):
+            raise UserError(f"--set {key}: evaluate changes judge.* only; what the anonymizer is stands in its file")
+        chosen[key] = value
+    return load_settings(chosen)
+
+
+def _material(args: argparse.Namespace, model: Model, settings: Settings) -> tuple[Data, str, tuple[str, ...]]:
+    """The rows to judge on, where they come from, and a recipe's attackers."""
+    from simulations.laboratory import DATA
+    from simulations.partition import load_rows
+    from simulations.protocols.plans import Data
+    from simulations.protocols.recipes import read_recipe
+
+    columns = _names(args.task)
+    if args.recipe:
+        recipe, found = read_recipe(args.recipe, args.root, columns)
+        others = found.rows if found.attribute_rows is None else found.attribute_rows
+        data = Data(found.rows, others, model.actions, model.anonymizer.history, found.columns)
+        return data, f"{args.recipe} below {args.root}", recipe.attackers
+    manifest = args.data
+    if manifest is None:
+        manifest = model.run.path / DATA if model.run is not None else None
+        if manifest is None or not manifest.is_file():
+            raise UserError(f"{model.path}: no {DATA} of a run beside it; say with --data what to judge on")
+    rows = load_rows(manifest, settings.simulation, model.trained.seed)
+    others = load_rows(args.attributes, settings.simulation, model.trained.seed) if args.attributes else rows
+    return Data(rows, others, model.actions, model.anonymizer.history, columns), str(manifest), ()
+
+
+def _suite(args: argparse.Namespace, data: Data, attackers: tuple[str, ...], preset: str) -> Suite:
+    from simulations.protocols.plans import default_protocol, plan
+    from simulations.protocols.recipes import RECIPES
+    from simulations.protocols.suite import QUICK, REPRESENTATIONS
+    from spact_models.attackers import CHEAPEST, check_attackers
+
+    protocol = args.protocol
+    if args.recipe and protocol is None:
+        protocol = RECIPES[args.recipe].protocol or ("known" if _all_known(data) else "novel")
+    if protocol is None:
+        protocol = default_protocol(data)
+        print(f"no --protocol given: {protocol}, which these data can answer")
+    seeds = _seeds(args.seeds) if args.seeds else DEFAULT_SEEDS[:1] if args.quick else DEFAULT_SEEDS
+    names = check_attackers(_names(args.attackers)) or attackers
+    only = _names(args.only) or (QUICK if args.quick else REPRESENTATIONS)
+    if args.crops and not any(row.boxes for row in data.rows):
+        raise UserError("--crops: needs to know where people stand, and the manifest has no column boxes")
+    suite = plan(
+        protocol, data, representations=only, attackers=names, seeds=seeds, crops=args.crops, inversion=args.inversion
+    )
+    return suite if not args.quick else replace(suite, retrieval_attackers=CHEAPEST[preset])
+
+
+def _judge(
+    model: Model,
+    settings: Settings,
+    data: Data,
+    cache: FrameCache,
+    device: torch.device,
+    suite: Suite,
+    rounds: Sequence[int],
+    file: _Output,
+) -> Evaluation:
+    from simulations.protocols.rounds import draw_rounds, judge_rounds
+    from simulations.protocols.suite import judge_suite
+
+    others = None if data.attribute_rows is data.rows else data.attribute_rows
+    evaluation, _ = judge_suite(
+        model.anonymizer,
+        settings,
+        data.rows,
+        cache,
+        device,
+        suite,
+        attribute_rows=others,
+        model=model.described,
+        before=file.before,
+        on_done=file.write,
+    )
+    if rounds:
+        run = _run_of(model)
+        evaluation = judge_rounds(run, rounds, settings, data.rows, cache, device, suite, evaluation, others)
+        draw_rounds(run, evaluation.rounds)
+    return file.write(evaluation)
+
+
+class _Output:
+    """``evaluation.json``: what it holds already, and what is written to it. A file of other settings is kept aside."""
+
+    def __init__(self, path: Path | None, manifest: str, recipe: str | None, force: bool) -> None:
+        from simulations.protocols.evaluation import read_evaluation
+
+        self.path, self.manifest, self.recipe = path, manifest, recipe
+        self.before = None
+        if path is not None and path.exists() and not force:
+            self.before = read_evaluation(path)
+
+    def write(self, evaluation: Evaluation) -> Evaluation:
+        evaluation = replace(evaluation, data={**evaluation.data, "manifest": self.manifest}, recipe=self.recipe)
+        if self.path is None:
+            return evaluation
+        if self.before is not None and self.before.key != evaluation.key:
+            stamp = "".join(letter for letter in self.before.created if letter.isalnum())
+            aside = self.path.with_name(f"{self.path.stem}-{stamp}{self.path.suffix}")
+            self.path.replace(aside)
+            print(f"{self.path.name} was made with other settings or data; kept as {aside.name}")
+        self.before = evaluation
+        evaluation.write(self.path)
+        return evaluation
+
+
+def _readable(data: Data, cache: FrameCache, settings: Settings) -> Data:
+    from simulations.laboratory import readable
+
+    share = settings.simulation.unreadable_share
+    rows = readable(list(data.rows), cache, share)
+    same = data.attribute_rows is data.rows
+    return replace(data, rows=rows, attribute_rows=rows if same else readable(list(data.attribute_rows), cache, share))
+
+
+def _show(evaluation: Evaluation, path: Path | None) -> None:
+    from simulations.protocols.text import attackers_table, reconstruction_table, table
+
+    tasks = {task for row in evaluation.representations.values() for task in row.attacks}
+    parts = [
+        table(evaluation, intervals=len(tasks) <= 3),
+        attackers_table(evaluation),
+        reconstruction_table(evaluation),
+    ]
+    print("\n" + "\n\n".join(part for part in parts if part))
+    for note in evaluation.not_measured:
+        print(f"not measured: {note}")
+    if path is not None:
+        print(f"\n{path}")
+
+
+def _cache_folder(args: argparse.Namespace, model: Model) -> Path:
+    if args.cache is not None:
+        chosen: Path = args.cache
+        return chosen
+    own = model.run.path / "cache" if model.run is not None else None
+    return own if own is not None and own.is_dir() else Path("runs/cache")
+
+
+def _all_known(data: Data) -> bool:
+    return {row.action for row in data.rows if row.action} <= set(data.trained_actions)
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def _numbers(flag: str, text: str) -> list[int]:
+    words = _names(text)
+    if not words or not all(word.isdigit() for word in words):
+        raise UserError(f"{flag} {text}: must be whole numbers separated by commas")
+    return [int(word) for word in words]
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """``3`` is 0,1,2; ``7,`` is the seed 7 alone."""
+    numbers = _numbers("--seeds", text)
+    if "," not in text:
+        if numbers[0] < 1:
+            raise UserError(f"--seeds {text}: must be at least 1, or a list such as 0,1,2")
+        return tuple(range(numbers[0]))
+    return tuple(numbers)

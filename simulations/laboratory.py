@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import math
 import resource
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +14,16 @@ from typing import Any
 import torch
 
 from client.video.cache import FrameCache, check_share
-from client.video.rows import Row, read_rows
+from client.video.rows import Row, read_rows, write_rows
 from server.runs import RunFolder, default_run_path
-from simulations.judgement import REPRESENTATIONS, Judgement, judge_run, table
 from simulations.partition import load_rows, partition
+from simulations.protocols.bench import IDENTITY
+from simulations.protocols.evaluation import ACTION, Evaluation, Figure
+from simulations.protocols.sets import attackable
+from simulations.protocols.suite import Suite, judge_suite
+from simulations.protocols.text import table
 from spact_models.anonymizer import Anonymizer
+from spact_models.attackers import PAIRS
 from spact_models.checkpoint import load_checkpoint, save_checkpoint
 from spact_models.exchange import ANONYMIZER
 from spact_models.networks import BUFFERS, load_anonymizer
@@ -27,6 +32,8 @@ from spact_models.seeds import pick_device
 from spact_models.settings import Settings
 
 DECODING_THREADS = 2
+CLOSING = ("raw", "downsample4x", "difference1bit", "anonymized")  # what a run judges when it ends
+DATA = "data.csv"  # in the run folder: its rows, their splits decided
 
 
 @dataclass
@@ -91,12 +98,18 @@ def open_laboratory(args: argparse.Namespace, shorthand: Mapping[str, Any] | Non
     share = settings.simulation.unreadable_share
     lab.rows = readable(rows, lab.cache, share)
     lab.views = None if views is None else readable(views, lab.cache, share)
+    keep_rows(lab)
     return lab
+
+
+def keep_rows(lab: Laboratory) -> None:
+    """Write the run's own manifest, splits decided, so that it can be judged again without asking for the data."""
+    write_rows(lab.rows, lab.run.path / DATA)
 
 
 def readable(rows: list[Row], cache: FrameCache, unreadable_share: float) -> list[Row]:
     """The rows whose videos can be decoded; the others are named on the terminal, and too many stop the run."""
-    unreadable = cache.prepare([row.path for row in rows], workers=DECODING_THREADS, progress=True)
+    unreadable = cache.prepare([row.path for row in rows], workers=DECODING_THREADS, progress=sys.stderr.isatty())
     for bad in unreadable:
         print(f"not used: {bad.path}: {bad.reason}")
     check_share(unreadable, len(rows), unreadable_share)
@@ -120,29 +133,37 @@ def export_anonymizer(run: RunFolder) -> Anonymizer:
     return load_anonymizer(path)[0]
 
 
-def finish(lab: Laboratory, sites: int, kind: str, with_retrieval: bool = True, judged: bool = True) -> Judgement:
+def finish(lab: Laboratory, sites: int, kind: str, with_retrieval: bool = True, judged: bool = True) -> Evaluation:
     """Export, judge (unless ``judged`` is off), write ``summary.json`` and show the table."""
     anonymizer = export_anonymizer(lab.run)
     device = pick_device(lab.settings.device)
-    representations = REPRESENTATIONS if judged else ()
-    judgement = judge_run(
-        anonymizer,
-        lab.settings,
-        lab.rows,
-        lab.cache,
-        device,
-        with_retrieval=with_retrieval,
-        representations=representations,
+    evaluation, _ = judge_suite(
+        anonymizer, lab.settings, lab.rows, lab.cache, device, closing_suite(lab, with_retrieval, judged)
     )
-    lab.run.write_summary(summary(lab, judgement, sites, kind, device))
+    lab.run.write_summary(summary(lab, evaluation, sites, kind, device))
     if judged:
-        print(table(judgement))
-    videos = f"{judgement.test_videos} held-out videos, fresh networks trained on {judgement.train_videos}"
-    print(f"\n{videos}; run folder: {lab.run.path}")
-    return judgement
+        print(table(evaluation))
+    videos = f"{evaluation.data['test_videos']} held-out videos, fresh networks trained on "
+    print(f"\n{videos}{evaluation.data['train_videos']}; run folder: {lab.run.path}")
+    return evaluation
 
 
-def summary(lab: Laboratory, judgement: Judgement, sites: int, kind: str, device: torch.device) -> dict[str, Any]:
+def closing_suite(lab: Laboratory, with_retrieval: bool = True, judged: bool = True) -> Suite:
+    """The short judgement at a run's end: one seed, an attacker of each reach; `fedspact evaluate` asks more."""
+    train, test = ([row for row in lab.rows if row.split == split] for split in ("train", "test"))
+    pair = PAIRS[lab.settings.preset]
+    return Suite(
+        protocol="identity" if attackable(train, test, IDENTITY) else "retrieval",
+        tasks=(IDENTITY,),
+        representations=CLOSING if judged else (),
+        attackers=pair,
+        retrieval_attackers=pair[:1],
+        seeds=(lab.settings.seed,),
+        retrieval=with_retrieval,
+    )
+
+
+def summary(lab: Laboratory, evaluation: Evaluation, sites: int, kind: str, device: torch.device) -> dict[str, Any]:
     """``summary.json``: figures in 0…1, null where the data cannot answer."""
     return {
         "kind": kind,
@@ -154,22 +175,42 @@ def summary(lab: Laboratory, judgement: Judgement, sites: int, kind: str, device
         "seconds": round(time.monotonic() - lab.started, 1),
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "bytes_up_per_round": bytes_up_per_round(lab.run),
-        **judged_figures(judgement),
+        **judged_figures(evaluation),
         "clip": {"frames": lab.settings.clip.frames, "size_px": lab.settings.clip.size_px},
         "judge": {"action": lab.settings.networks.action, "privacy": lab.settings.networks.privacy},
         "versions": {"torch": torch.__version__},
     }
 
 
-def judged_figures(judgement: Judgement) -> dict[str, Any]:
-    """The judgement as it stands in JSON."""
+def judged_figures(evaluation: Evaluation) -> dict[str, Any]:
+    """The short judgement as ``summary.json`` holds it: by task and representation, the strongest attacker's figure."""
+    rows = {name: evaluation.representations.get(name) for name in CLOSING}
+    asked = [IDENTITY, *(task for row in rows.values() if row for task in row.attacks)]
+    if "retrieval_all" in asked:
+        asked.append("retrieval_same_source")  # null where no two test videos share a source
+    tasks = list(dict.fromkeys(asked))
+    attack: dict[str, dict[str, float | None]] = {}
+    attackers: dict[str, dict[str, dict[str, float]]] = {}
+    for task in tasks:
+        answered = {name: row.attacks[task] for name, row in rows.items() if row and task in row.attacks}
+        figures = {name: answered[name].figure if name in answered else None for name in CLOSING}
+        attack[task] = {"chance": evaluation.chance.get(task), **{name: _mean(one) for name, one in figures.items()}}
+        if answered:
+            attackers[task] = {
+                name: {one: figure.mean for one, figure in each.attackers.items()} for name, each in answered.items()
+            }
+    utility = {name: _mean(row.action) if row else None for name, row in rows.items()}
     return {
-        "utility": _nullable(judgement.utility),
-        "attack": {task: _nullable(row) for task, row in judgement.attack.items()},
-        "attackers": judgement.attackers,
-        "train_videos": judgement.train_videos,
-        "test_videos": judgement.test_videos,
+        "utility": {"chance": evaluation.chance.get(ACTION), **utility},
+        "attack": attack,
+        "attackers": attackers,
+        "train_videos": evaluation.data["train_videos"],
+        "test_videos": evaluation.data["test_videos"],
     }
+
+
+def _mean(figure: Figure | None) -> float | None:
+    return None if figure is None else figure.mean
 
 
 def bytes_up_per_round(run: RunFolder) -> int:
@@ -181,7 +222,3 @@ def bytes_up_per_round(run: RunFolder) -> int:
 def peak_rss_mb() -> float:
     """The larger of this process's and its largest finished child's peak resident memory."""
     return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
-
-
-def _nullable(figures: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else round(value, 4) for name, value in figures.items()}

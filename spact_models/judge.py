@@ -2,7 +2,8 @@
 
 Never the adversary that trained it: beating one f_B says nothing about the next attacker (method.md, "Overshoot").
 A transform is frozen and applied once, to 8-bit frames, as a released video would hold them; then fresh networks get
-all the time that the settings give them. The strongest attacker counts.
+all the time that the settings give them. The strongest attacker counts. Every answer is kept video by video, so that
+two anonymizers can be compared on the same videos.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -21,18 +21,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spact_models.action import ActionName, build_action
-from spact_models.anonymizer import ClipTransform, per_frame, represent
+from spact_models.anonymizer import ClipTransform, represent
+from spact_models.attackers import ATTACKERS, Attacker, embedder
 from spact_models.losses import nt_xent
-from spact_models.metrics import majority_share, retrieval_top1, top1
-from spact_models.privacy import PrivacyClassifier, PrivacyName, build_privacy
+from spact_models.metrics import hits, majority_share, retrieval_hits
 from spact_models.seeds import seed_for, seeded
 from spact_models.settings import JudgeConfig
 from spact_models.views import NO_AUGMENTATION, AugmentConfig, augment_clips, to_float_BCTHW
 
-FRAMES_PER_STEP = 2  # frames of each clip that a frame-level attacker sees in one step
 VIEWS = AugmentConfig(crop_min_share=0.6, erase_probability=0.0)  # what a retrieval attacker must see through
 # a classifier's: places and sizes vary, colours are evidence and stay
 GEOMETRY = replace(NO_AUGMENTATION, crop_min_share=0.8, flip_probability=0.5)
+MID_GREY = 128  # what a crop puts where it hides something: neither a person's colour nor a difference's black
+RETRIEVAL_FORMS = ("all", "same_source")
 
 BUILDING = threading.Lock()  # torch's global generator draws a network's weights, and there is one of it
 Key = TypeVar("Key")
@@ -44,7 +45,7 @@ class JudgeSet:
     """Held videos as 8-bit clips: M clips of V videos, and K single views of each video from its start to its end.
 
     ``labels`` holds class numbers per video, -1 where unknown; the class lists are the caller's. ``group_V`` tells
-    which videos share a source (-1: unknown).
+    which videos share a source (-1: unknown). What the last three hold is asked for by some protocols only.
     """
 
     clips_MTHWC: Tensor  # uint8, lead_in_frames + T frames
@@ -53,126 +54,156 @@ class JudgeSet:
     labels: Mapping[str, Tensor]
     group_V: Tensor
     lead_in_frames: int
+    halves_V2THWC: Tensor | None = None  # uint8: a clip of each video's first half and one of its second
+    person_MTHW: Tensor | None = None  # bool: where the clips show somebody
+    attributes_VA: Tensor | None = None  # yes-or-no attributes: 1, 0, -1 unknown
 
     @property
     def videos(self) -> int:
         return len(self.views_VKTHWC)
+
+    @property
+    def size_px(self) -> int:
+        return self.clips_MTHWC.shape[-2]
 
     def through(self, transform: ClipTransform, device: torch.device, batch: int = 16) -> JudgeSet:
         """What an attacker gets: every clip and view transformed, rounded to 8 bits, no lead-in left."""
         transform = copy.deepcopy(transform).to(device).eval()  # not the caller's: its device is its own business
 
         def release(clips_MTHWC: Tensor) -> Tensor:
-            out = []
-            for part in torch.split(clips_MTHWC, batch):
+            shape = list(clips_MTHWC.shape)
+            shape[1] -= self.lead_in_frames
+            released_MTHWC = torch.empty(shape, dtype=torch.uint8)
+            for start in range(0, len(clips_MTHWC), batch):
+                part = clips_MTHWC[start : start + batch].to(device)
                 with torch.inference_mode():
-                    clip_BCTHW = represent(transform, to_float_BCTHW(part.to(device)), self.lead_in_frames)
+                    clip_BCTHW = represent(transform, to_float_BCTHW(part), self.lead_in_frames)
                     levels = clip_BCTHW.clamp(0, 1).mul(255).round().to(torch.uint8)
-                    out.append(levels.permute(0, 2, 3, 4, 1).cpu())
-            return torch.cat(out).clone()
+                released_MTHWC[start : start + batch] = levels.permute(0, 2, 3, 4, 1).cpu()
+            return released_MTHWC
 
-        released = release(self.views_VKTHWC.flatten(0, 1))
-        views_VKTHWC = released.reshape(*self.views_VKTHWC.shape[:2], *released.shape[1:])
-        return replace(self, clips_MTHWC=release(self.clips_MTHWC), views_VKTHWC=views_VKTHWC, lead_in_frames=0)
+        def of_each_video(clips_VKTHWC: Tensor) -> Tensor:
+            released_NTHWC = release(clips_VKTHWC.flatten(0, 1))
+            return released_NTHWC.reshape(*clips_VKTHWC.shape[:2], *released_NTHWC.shape[1:])
+
+        return replace(
+            self,
+            clips_MTHWC=release(self.clips_MTHWC),
+            views_VKTHWC=of_each_video(self.views_VKTHWC),
+            halves_V2THWC=None if self.halves_V2THWC is None else of_each_video(self.halves_V2THWC),
+            person_MTHW=None if self.person_MTHW is None else self.person_MTHW[:, self.lead_in_frames :],
+            lead_in_frames=0,
+        )
+
+    def cropped(self, person: bool) -> JudgeSet:
+        """Only the person left in the clips (``person``), or only what is around: the rest is mid-grey.
+
+        The masks are those of the raw footage: an attacker who knows where somebody stands. Views stay as they are.
+        """
+        if self.person_MTHW is None:
+            raise ValueError("these clips carry no person masks")
+        hidden_MTHW = ~self.person_MTHW if person else self.person_MTHW
+        clips_MTHWC = self.clips_MTHWC.masked_fill(hidden_MTHW[..., None], MID_GREY)
+        return replace(self, clips_MTHWC=clips_MTHWC)
 
 
-class FrameByFrame(nn.Module):
-    """A picture classifier as a clip classifier: the mean of its frames' log-probabilities."""
+@dataclass(frozen=True)
+class Answer:
+    """What one fresh network said of the test videos it was asked about (those whose label is known)."""
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        seed = int(torch.randint(2**62, ()))
-        self.generator = torch.Generator().manual_seed(seed)  # its own, because judges run side by side
+    scores_VK: Tensor  # probabilities; a retrieval has none, K = 0
+    labels_V: Tensor  # (V,) class numbers, (V, A) of yes-or-no attributes; of a retrieval the candidates' group
+    hit_V: Tensor  # 1 where right; retrieval: the mean of both directions; attributes: the share of right answers
+    chance: float
 
-    def forward(self, clip_BCTHW: Tensor) -> Tensor:
-        if self.training and clip_BCTHW.shape[2] > FRAMES_PER_STEP:
-            chosen = torch.randperm(clip_BCTHW.shape[2], generator=self.generator)[:FRAMES_PER_STEP]
-            clip_BCTHW = clip_BCTHW[:, :, chosen.to(clip_BCTHW.device)]
-        logits_BKT11 = per_frame(lambda frames: self.network(frames)[:, :, None, None], clip_BCTHW)
-        return functional.log_softmax(logits_BKT11.float(), dim=1).mean(dim=(2, 3, 4))
-
-
-def attackers(action_name: ActionName, privacy_name: PrivacyName, classes: int) -> dict[str, Callable[[], nn.Module]]:
-    """Fresh attackers of different reach, by name: one sees frames, one sees motion as well."""
-    return {
-        f"frame-{privacy_name}": lambda: FrameByFrame(PrivacyClassifier(privacy_name, classes, "group")),
-        f"video-{action_name}": lambda: build_action(action_name, classes, "group"),
-    }
+    @property
+    def top1(self) -> float:
+        return float(self.hit_V.double().mean())
 
 
 @dataclass(frozen=True)
 class Judge:
-    """What every judgement shares: budget, networks, device, precision and seed."""
+    """What every judgement shares: budget, action network, device, precision and seed."""
 
     config: JudgeConfig
     action_name: ActionName
-    privacy_name: PrivacyName
     device: torch.device
     seed: int
     precision: str = "fp32"
     on_step: Progress = lambda: None
 
-    def classify(self, train: JudgeSet, test: JudgeSet, task: str, name: str, make: Callable[[], nn.Module]) -> float:
-        """Train one fresh network on ``train.labels[task]``; top-1 on the test videos (mean over each one's clips)."""
+    def action(self, train: JudgeSet, test: JudgeSet) -> Answer:
+        """A fresh f_T: utility."""
+        recipe = Attacker(lambda classes, _: build_action(self.action_name, classes, "group"), "video")
+        return self.classify(train, test, "action", self.action_name, recipe)
+
+    def attack(self, train: JudgeSet, test: JudgeSet, task: str, attacker: str) -> Answer:
+        """One fresh attacker on one private attribute: which of many."""
+        return self.classify(train, test, task, attacker, ATTACKERS[attacker])
+
+    def classify(self, train: JudgeSet, test: JudgeSet, task: str, name: str, recipe: Attacker) -> Answer:
+        """Train one fresh network on ``train.labels[task]``, ask it about the test videos (mean over clips)."""
+        classes = int(max(train.labels[task].max(), test.labels[task].max())) + 1
+        network = self._fresh(lambda: recipe(classes, train.size_px), task, name)
+        self._fit(network, recipe, train, train.labels[task], _cross_entropy, task)
+        known_V = test.labels[task] >= 0
+        labels_V = test.labels[task][known_V]
+        scores_VK = self._scores(network, test, lambda logits: logits.softmax(dim=1))[known_V]
+        return Answer(scores_VK, labels_V, hits(scores_VK, labels_V), chance(test, task))
+
+    def attributes(self, train: JudgeSet, test: JudgeSet, attacker: str) -> Answer:
+        """One fresh attacker on all yes-or-no attributes at once, by binary cross-entropy."""
+        if train.attributes_VA is None or test.attributes_VA is None:
+            raise ValueError("these videos carry no yes-or-no attributes")
+        recipe, attributes = ATTACKERS[attacker], train.attributes_VA.shape[1]
+        network = self._fresh(lambda: recipe(attributes, train.size_px), "attributes", attacker)
+        self._fit(network, recipe, train, train.attributes_VA, _known_binary_cross_entropy, "attributes")
+        scores_VA, labels_VA = self._scores(network, test, torch.sigmoid), test.attributes_VA
+        known_VA = labels_VA >= 0
+        right_VA = ((scores_VA > 0.5) == (labels_VA == 1)) & known_VA
+        hit_V = right_VA.sum(dim=1) / known_VA.sum(dim=1).clamp(min=1)
+        return Answer(scores_VA, labels_VA, hit_V, math.nan)
+
+    def retrieval(self, train: JudgeSet, test: JudgeSet, attacker: str) -> dict[str, Answer]:
+        """A fresh self-supervised attacker matches the start of each test video to its end; no label is used.
+
+        A frame-level attacker compares the mean points of early and late views, a video-level one a clip of the first
+        half with one of the second.
+
+        Returns:
+            by form: ``all`` test videos are candidates, or those of the ``same_source``, where a static background
+            cannot answer; a form that asks nothing has an empty answer.
+        """
+        network = self._fresh(lambda: embedder(attacker, train.size_px), "retrieval", attacker)
+        self._fit_retrieval(network, ATTACKERS[attacker], train)
+        early_VD, late_VD = self._ends(network, ATTACKERS[attacker], test)
+        found = {}
+        for form, group_V in (("all", torch.zeros_like(test.group_V)), ("same_source", test.group_V)):
+            hit_V, asked_V, level = retrieval_hits(early_VD, late_VD, group_V)
+            found[form] = Answer(torch.empty(len(hit_V), 0), group_V[asked_V], hit_V.float(), level)
+        return found
+
+    def _fresh(self, make: Callable[[], nn.Module], task: str, name: str) -> nn.Module:
         with BUILDING, seeded("judge", self.seed, task, name):
             network = make().to(self.device)
         if any(isinstance(module, nn.Conv3d) for module in network.modules()):
             network = network.to(memory_format=torch.channels_last_3d)  # a third less time on a CPU
-        self._fit(network, train, task)
-        scores_VK = self._scores(network, test)
-        known_V = test.labels[task] >= 0
-        return top1(scores_VK[known_V], test.labels[task][known_V])
+        return network
 
-    def utility(self, train: JudgeSet, test: JudgeSet) -> float:
-        """Top-1 of a fresh action network."""
-        classes = int(max(train.labels["action"].max(), test.labels["action"].max())) + 1
-        make = lambda: build_action(self.action_name, classes, "group")  # noqa: E731 (a thunk, named once)
-        return self.classify(train, test, "action", self.action_name, make)
-
-    def attack(self, train: JudgeSet, test: JudgeSet, task: str) -> dict[str, float]:
-        """Top-1 of every fresh attacker on one private attribute, by the attacker's name."""
-        return {name: job() for name, job in self.attack_jobs(train, test, task).items()}
-
-    def attack_jobs(self, train: JudgeSet, test: JudgeSet, task: str) -> dict[str, Callable[[], float]]:
-        """The attackers of :meth:`attack`, not yet trained: each is one independent job."""
-        classes = int(max(train.labels[task].max(), test.labels[task].max())) + 1
-        made = attackers(self.action_name, self.privacy_name, classes)
-        return {name: partial(self.classify, train, test, task, name, make) for name, make in made.items()}
-
-    def retrieval(self, train: JudgeSet, test: JudgeSet) -> dict[str, float]:
-        """A fresh self-supervised attacker matches the start of each test video to its end; no label is used.
-
-        Returns:
-            top-1 and chance among all test videos (``all``, ``all_chance``), and among those of the same source
-            (``same_source``, ``same_source_chance``), where a static background cannot answer.
-        """
-        with BUILDING, seeded("judge", self.seed, "retrieval"):
-            network = build_privacy(self.privacy_name, "group").to(self.device)
-        self._fit_retrieval(network, train)
-        early_VD, late_VD = self._halves(network, test)
-        everyone, everyone_chance, _ = retrieval_top1(early_VD, late_VD)
-        alike, alike_chance, queries = retrieval_top1(early_VD, late_VD, test.group_V)
-        return {
-            "all": everyone,
-            "all_chance": everyone_chance,
-            "same_source": alike,
-            "same_source_chance": alike_chance,
-            "same_source_queries": queries,
-        }
-
-    def steps_of(self, attributes: int, with_action: bool, with_retrieval: bool) -> int:
-        """How often ``on_step`` is called for one representation."""
-        trained = (
-            int(with_action) + len(attackers(self.action_name, self.privacy_name, 2)) * attributes + int(with_retrieval)
-        )
-        return trained * self.config.steps
-
-    def _fit(self, network: nn.Module, train: JudgeSet, task: str) -> None:
+    def _fit(
+        self,
+        network: nn.Module,
+        recipe: Attacker,
+        train: JudgeSet,
+        labels_V: Tensor,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        task: str,
+    ) -> None:
+        """Random clips of videos of which something is known, for as many steps as the settings give."""
         generator = torch.Generator().manual_seed(seed_for("judge-batches", self.seed, task))
-        labels_M = train.labels[task][train.video_M]
-        usable = torch.nonzero(labels_M >= 0).flatten()
-        optimizer, schedule = self._optimizer(network)
+        known_V = (labels_V >= 0).reshape(len(labels_V), -1).any(dim=1)
+        usable = torch.nonzero(known_V[train.video_M]).flatten()
+        optimizer, schedule = self._optimizer(network, recipe)
         network.train()
         for _ in range(self.config.steps):
             chosen = usable[torch.randint(len(usable), (self.config.batch,), generator=generator)]
@@ -180,29 +211,42 @@ class Judge:
             clips_BCTHW = augment_clips(clips_BCTHW, GEOMETRY, generator)
             with self._autocast():
                 logits_BK = network(clips_BCTHW)
-            loss = functional.cross_entropy(logits_BK.float(), labels_M[chosen].to(self.device))
-            self._descend(loss, optimizer, schedule)
+            targets_B = labels_V[train.video_M[chosen]].to(self.device)
+            self._descend(loss(logits_BK.float(), targets_B), optimizer, schedule)
 
-    def _fit_retrieval(self, network: nn.Module, train: JudgeSet) -> None:
+    def _fit_retrieval(self, network: nn.Module, recipe: Attacker, train: JudgeSet) -> None:
         generator = torch.Generator().manual_seed(seed_for("judge-batches", self.seed, "retrieval"))
-        optimizer, schedule = self._optimizer(network)
+        optimizer, schedule = self._optimizer(network, recipe)
+        places_VKTHWC = self._places(recipe, train)
         network.train()
-        pairs = min(2 * self.config.batch, train.videos)
+        # a frame costs little, a clip much; more pairs are more negatives
+        pairs = min((2 if recipe.reach == "frame" else 1) * self.config.batch, train.videos)
         for _ in range(self.config.steps):
             chosen = torch.randperm(train.videos, generator=generator)[:pairs]
-            views = torch.rand(pairs, train.views_VKTHWC.shape[1], generator=generator).argsort(dim=1)[:, :2]
-            both = [train.views_VKTHWC[chosen, views[:, side]].to(self.device) for side in (0, 1)]
-            frames = [augment_clips(to_float_BCTHW(view), VIEWS, generator)[:, :, -1] for view in both]
+            two = torch.rand(pairs, places_VKTHWC.shape[1], generator=generator).argsort(dim=1)[:, :2]
+            both = [places_VKTHWC[chosen, two[:, side]].to(self.device) for side in (0, 1)]
+            clips = [augment_clips(to_float_BCTHW(one), VIEWS, generator) for one in both]
             with self._autocast():
-                first_ND, second_ND = network(torch.cat(frames)).chunk(2)
+                first_ND, second_ND = network(torch.cat(clips)).chunk(2)
             self._descend(nt_xent(first_ND, second_ND, temperature=0.1), optimizer, schedule)
 
-    def _optimizer(self, network: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        optimizer = torch.optim.Adam(network.parameters(), lr=self.config.lr)
-        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, self.config.lr, total_steps=self.config.steps)
+    def _optimizer(
+        self, network: nn.Module, recipe: Attacker
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """One cycle: nearly a third of the steps warm up, the rest come down."""
+        lr = self.config.lr * recipe.lr_share
+        optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=recipe.weight_decay)
+            if recipe.weight_decay
+            else torch.optim.Adam(network.parameters(), lr=lr)
+        )
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=self.config.steps)
 
     def _descend(
-        self, loss: Tensor, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
+        self,
+        loss: Tensor,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
     ) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -210,29 +254,38 @@ class Judge:
         schedule.step()
         self.on_step()
 
-    def _scores(self, network: nn.Module, test: JudgeSet) -> Tensor:
+    def _scores(self, network: nn.Module, test: JudgeSet, answer: Callable[[Tensor], Tensor]) -> Tensor:
         """(V, K): each video's mean probabilities over its clips."""
         network.eval()
         parts = []
         for part in torch.split(test.clips_MTHWC, self.config.batch):
             with torch.inference_mode(), self._autocast():
-                parts.append(network(to_float_BCTHW(part.to(self.device))).float().softmax(dim=1).cpu())
+                parts.append(answer(network(to_float_BCTHW(part.to(self.device))).float()).cpu())
         scores_MK = torch.cat(parts)
         total_VK = torch.zeros(test.videos, scores_MK.shape[1]).index_add_(0, test.video_M, scores_MK)
         return total_VK / test.video_M.bincount(minlength=test.videos).clamp(min=1)[:, None]
 
-    def _halves(self, network: nn.Module, test: JudgeSet) -> tuple[Tensor, Tensor]:
-        """(V, D) twice: the mean embedding of each video's early views, and of its late ones."""
+    def _ends(self, network: nn.Module, recipe: Attacker, test: JudgeSet) -> tuple[Tensor, Tensor]:
+        """(V, D) twice: the mean point of what each video shows early, and of what it shows late."""
         network.eval()
         parts = []
-        for part in torch.split(test.views_VKTHWC, self.config.batch):
+        for part in torch.split(self._places(recipe, test), self.config.batch):
             with torch.inference_mode(), self._autocast():
-                frames_NCHW = to_float_BCTHW(part.flatten(0, 1).to(self.device))[:, :, -1]
-                parts.append(network(frames_NCHW).float().reshape(*part.shape[:2], -1).cpu())
+                clips_NCTHW = to_float_BCTHW(part.flatten(0, 1).to(self.device))
+                parts.append(network(clips_NCTHW).float().reshape(*part.shape[:2], -1).cpu())
         embedded_VKD = torch.cat(parts)
         half = embedded_VKD.shape[1] // 2
         early_VD, late_VD = embedded_VKD[:, :half].mean(dim=1), embedded_VKD[:, -half:].mean(dim=1)
         return functional.normalize(early_VD, dim=1), functional.normalize(late_VD, dim=1)
+
+    @staticmethod
+    def _places(recipe: Attacker, held: JudgeSet) -> Tensor:
+        """What a retrieval attacker of this reach sees of each video, from early to late."""
+        if recipe.reach == "frame":
+            return held.views_VKTHWC[:, :, -1:]
+        if held.halves_V2THWC is None:
+            raise ValueError("a video-level retrieval attacker needs the two halves of each video")
+        return held.halves_V2THWC
 
     def _autocast(self) -> torch.autocast:
         # Not on the CPU: torch 2.15 takes bf16 gradients of 3-D convolutions there from memory nobody wrote (NaN).
@@ -240,11 +293,25 @@ class Judge:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def _cross_entropy(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    return functional.cross_entropy(logits_BK, labels_B)
+
+
+def _known_binary_cross_entropy(logits_BA: Tensor, labels_BA: Tensor) -> Tensor:
+    """The mean over what is known; an unknown attribute teaches nothing."""
+    known_BA = (labels_BA >= 0).to(logits_BA.dtype)
+    each_BA = functional.binary_cross_entropy_with_logits(
+        logits_BA, (labels_BA == 1).to(logits_BA.dtype), known_BA, reduction="sum"
+    )
+    return each_BA / known_BA.sum().clamp(min=1)
+
+
 def side_by_side(jobs: Mapping[Key, Callable[[], Any]], device: torch.device) -> dict[Key, Any]:
     """Run independent jobs at the same time on a CPU's cores, one after the other on a GPU.
 
     Small networks do not keep several cores busy with one step: on 2 cores, two of them side by side with one thread
-    each take two thirds of the time of one after the other with two threads.
+    each take two thirds of the time of one after the other with two threads. When one fails, or the user interrupts,
+    those that wait are not begun.
     """
     threads = torch.get_num_threads()
     workers = 1 if device.type != "cpu" else max(1, min(threads, len(jobs)))
@@ -253,7 +320,11 @@ def side_by_side(jobs: Mapping[Key, Callable[[], Any]], device: torch.device) ->
     each = max(1, threads // workers)
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,)) as pool:
         running = {key: pool.submit(job) for key, job in jobs.items()}
-        done = {key: future.result() for key, future in running.items()}
+        try:
+            done = {key: future.result() for key, future in running.items()}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     torch.set_num_threads(threads)
     return done
 

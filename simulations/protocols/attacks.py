@@ -1,0 +1,150 @@
+"""One representation, released once, and every fresh network that is let at it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from simulations.protocols.bench import BLACKENED, CROPS, Bench, Pair, matchers
+from simulations.protocols.evaluation import ACTION
+from simulations.protocols.figures import Found
+from spact_models.anonymizer import ClipTransform
+from spact_models.attackers import ATTACKERS
+from spact_models.judge import Answer, Judge, side_by_side
+from spact_models.seeds import seed_for
+from spact_models.settings import Settings
+
+if TYPE_CHECKING:
+    from simulations.protocols.suite import Suite
+
+
+def attacked(
+    suite: Suite,
+    settings: Settings,
+    bench: Bench,
+    name: str,
+    transform: ClipTransform,
+    device: torch.device,
+    bar: Any,
+) -> Found:
+    """Release one representation and let every fresh network at it."""
+    stop = threading.Event()
+
+    def step() -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        bar.update()
+
+    named: Any = settings.networks  # a name that the settings have checked, where the judge wants literal types
+    judge = Judge(settings.judge, named.action, device, 0, settings.precision, step)
+    raw = bench.blackened if name == BLACKENED else bench.videos
+    released = None if raw is None else (raw[0].through(transform, device), raw[1].through(transform, device))
+    jobs: dict[tuple[str, str, int], Callable[[], Any]] = {}
+    for seed in suite.seeds:
+        seeded = replace(judge, seed=seed_for("judge", seed))
+        if raw is not None and released is not None:
+            jobs |= {(*key, seed): job for key, job in _video_jobs(suite, bench, seeded, raw, released).items()}
+        if bench.attributed is not None and (seen := _seen(bench, released, name, transform, device)) is not None:
+            for attacker in on_attributes(suite, seen):
+                jobs["attributes", attacker, seed] = partial(seeded.attributes, *seen, attacker)
+    try:
+        return side_by_side(dict(sorted(jobs.items(), key=_longest_first)), device)
+    except BaseException:
+        stop.set()  # those that run beside the one that failed
+        raise
+
+
+def _video_jobs(
+    suite: Suite, bench: Bench, judge: Judge, raw: Pair, released: Pair
+) -> dict[tuple[str, str], Callable[[], Any]]:
+    jobs: dict[tuple[str, str], Callable[[], Any]] = {}
+    if bench.actions:
+        jobs[ACTION, ACTION] = partial(judge.action, *released)
+    for task in bench.tasks:
+        for attacker in suite.attackers:
+            jobs[task, attacker] = partial(judge.attack, *released, task, attacker)
+            for crop, person in CROPS.items() if bench.crops else ():
+                jobs[f"{task} ({crop})", attacker] = partial(_attack_cropped, judge, released, task, attacker, person)
+    for attacker in matchers(suite) if bench.retrieval else ():
+        jobs["retrieval", attacker] = partial(judge.retrieval, *released, attacker)
+    if suite.inversion:
+        jobs["reconstruction", ""] = partial(
+            _reconstructed, judge, raw, released, list(bench.tasks)[:1], suite.attackers
+        )
+    return jobs
+
+
+def _attack_cropped(judge: Judge, released: Pair, task: str, attacker: str, person: bool) -> Answer:
+    """The crop is made when its turn comes: one more copy of the clips in memory, not two for every attacker."""
+    train, test = (held.cropped(person) for held in released)
+    return judge.attack(train, test, task, attacker)
+
+
+def _reconstructed(
+    judge: Judge, raw: Pair, released: Pair, tasks: Sequence[str], attackers: Sequence[str]
+) -> dict[str, np.ndarray | dict[str, Answer]]:
+    """A fresh inverter's pictures, and who is seen in them."""
+    from spact_models.inversion import invert  # scikit-image, and only --inversion needs it
+
+    back = invert(
+        raw[0], released[0], raw[1], released[1], judge.config, judge.device, judge.seed, on_step=judge.on_step
+    )
+    found: dict[str, Any] = {
+        "psnr_db": back.psnr_db_V.numpy(),
+        "ssim": back.ssim_V.numpy(),
+        "mean_picture_psnr_db": back.floor_psnr_db_V.numpy(),
+        "mean_picture_ssim": back.floor_ssim_V.numpy(),
+    }
+    if tasks:
+        found["identity"] = {one: judge.attack(back.train, back.test, tasks[0], one) for one in attackers}
+    return found
+
+
+def _seen(
+    bench: Bench, released: Pair | None, name: str, transform: ClipTransform, device: torch.device
+) -> Pair | None:
+    """The released rows that carry the attributes; None where this representation cannot be made of them."""
+    assert bench.attributed is not None
+    if released is not None and bench.videos is not None and _same_clips(bench.attributed, bench.videos):
+        pairs = zip(released, bench.attributed, strict=True)
+        return tuple(replace(held, attributes_VA=labels.attributes_VA) for held, labels in pairs)  # type: ignore[return-value]
+    if name == BLACKENED or transform.history > bench.attributed[0].lead_in_frames:
+        note = f"attributes of {name}: still images hold no motion and no boxes"
+        if note not in bench.not_measured:
+            bench.not_measured.append(note)
+        return None
+    return bench.attributed[0].through(transform, device), bench.attributed[1].through(transform, device)
+
+
+def _same_clips(one: Pair, other: Pair) -> bool:
+    return all(a.clips_MTHWC is b.clips_MTHWC for a, b in zip(one, other, strict=True))
+
+
+def on_attributes(suite: Suite, seen: Pair) -> list[str]:
+    """The attackers that can look: a video-level one sees nothing more in a still image."""
+    still = seen[0].clips_MTHWC.shape[1] == 1
+    return [name for name in suite.attackers if not still or ATTACKERS[name].reach == "frame"]
+
+
+def _longest_first(job: tuple[tuple[str, str, int], object]) -> bool:
+    """False sorts first: clips cost more than frames, and a long job begun last keeps one core waiting."""
+    task, attacker, _ = job[0]
+    return not (task in (ACTION, "reconstruction") or ATTACKERS[attacker].reach == "video")
+
+
+def steps(suite: Suite, settings: Settings, bench: Bench) -> int:
+    """Optimizer steps for one representation, about: the bar's length."""
+    networks = 0
+    if bench.videos is not None:
+        each = len(suite.attackers) * (1 + len(CROPS) * bench.crops)
+        networks = bool(bench.actions) + each * len(bench.tasks) + len(matchers(suite)) * bench.retrieval
+        networks += (1 + len(suite.attackers) * bool(bench.tasks)) * suite.inversion
+    if bench.attributed is not None:
+        networks += len(on_attributes(suite, bench.attributed))
+    return networks * len(suite.seeds) * settings.judge.steps
