@@ -29,7 +29,14 @@ class Footage:
     def loader(self, settings: Settings, classes: Sequence[str], lead_in_frames: int) -> ClipLoader:
         """Batches of the training rows for these settings."""
         return ClipLoader(
-            self.train, classes, self.cache, settings.clip, settings.batch, lead_in_frames, view_rows=self.views
+            self.train,
+            classes,
+            self.cache,
+            settings.clip,
+            settings.batch,
+            lead_in_frames,
+            view_rows=self.views,
+            view_frames=settings.views.frames,
         )
 
 

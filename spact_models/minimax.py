@@ -91,11 +91,11 @@ def critics_move(players: Players, batch: Batch, config: GameConfig) -> Losses:
     players.privacy.learn()
     with torch.no_grad(), players.autocast(batch.clips_BCTHW.device):
         clips_BCTHW = players.f_A.transform(batch.clips_BCTHW)
-        first_NCHW, second_NCHW = anonymized_views(players.f_A, batch)
+        first_NCTHW, second_NCTHW = anonymized_views(players.f_A, batch)
     loss_T = loss_action(players, clips_BCTHW, batch)
     if has_lesson(players, batch):
         players.action.descend(loss_T)
-    loss_B = loss_privacy(players, first_NCHW, second_NCHW, config)
+    loss_B = loss_privacy(players, first_NCTHW, second_NCTHW, config)
     players.privacy.descend(loss_B)
     return Losses(loss_T.detach(), loss_B.detach())
 
@@ -107,10 +107,10 @@ def anonymizer_move(players: Players, batch: Batch, config: GameConfig) -> Losse
     players.privacy.hold()
     with players.autocast(batch.clips_BCTHW.device):
         clips_BCTHW = players.f_A.transform(batch.clips_BCTHW)
-        first_NCHW, second_NCHW = anonymized_views(players.f_A, batch)
+        first_NCTHW, second_NCTHW = anonymized_views(players.f_A, batch)
     loss_T = loss_action(players, clips_BCTHW, batch)
-    loss_B = loss_privacy(players, first_NCHW, second_NCHW, config)
-    reward = loss_B.clamp(max=chance_level(first_NCHW.shape[0])) if config.cap_reward else loss_B
+    loss_B = loss_privacy(players, first_NCTHW, second_NCTHW, config)
+    reward = loss_B.clamp(max=chance_level(first_NCTHW.shape[0])) if config.cap_reward else loss_B
     players.anonymizer.descend(loss_T - config.omega * reward)
     return Losses(loss_T.detach(), loss_B.detach())
 
@@ -132,12 +132,11 @@ def play(players: Players, batches: Iterator[Batch], config: GameConfig, cycles:
 
 
 def anonymized_views(f_A: Anonymizer, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Both views through f_A: two (N, 3, H, W). One pass for both unless BatchNorm would mix their statistics."""
+    """Both views through f_A: two (N, 3, K, H, W). One pass for both unless BatchNorm would mix their statistics."""
     if _normalises_by_batch(f_A):
-        return f_A.transform(batch.first_NCTHW)[:, :, -1], f_A.transform(batch.second_NCTHW)[:, :, -1]
-    both_MCHW = f_A.transform(torch.cat([batch.first_NCTHW, batch.second_NCTHW]))[:, :, -1]
-    first_NCHW, second_NCHW = both_MCHW.chunk(2)
-    return first_NCHW, second_NCHW
+        return f_A.transform(batch.first_NCTHW), f_A.transform(batch.second_NCTHW)
+    first_NCTHW, second_NCTHW = f_A.transform(torch.cat([batch.first_NCTHW, batch.second_NCTHW])).chunk(2)
+    return first_NCTHW, second_NCTHW
 
 
 def has_lesson(players: Players, batch: Batch) -> bool:
@@ -157,14 +156,14 @@ def loss_action(players: Players, clips_BCTHW: Tensor, batch: Batch) -> Tensor:
     return action_loss(logits_BK, batch.labels_B, teacher_BK)
 
 
-def loss_privacy(players: Players, first_NCHW: Tensor, second_NCHW: Tensor, config: GameConfig) -> Tensor:
+def loss_privacy(players: Players, first_NCTHW: Tensor, second_NCTHW: Tensor, config: GameConfig) -> Tensor:
     """L_B of two anonymised views of each scene."""
     f_B = players.privacy.network
-    with players.autocast(first_NCHW.device):
+    with players.autocast(first_NCTHW.device):
         if _normalises_by_batch(f_B):
-            first_ND, second_ND = f_B(first_NCHW), f_B(second_NCHW)
+            first_ND, second_ND = f_B(first_NCTHW), f_B(second_NCTHW)
         else:
-            first_ND, second_ND = f_B(torch.cat([first_NCHW, second_NCHW])).chunk(2)
+            first_ND, second_ND = f_B(torch.cat([first_NCTHW, second_NCTHW])).chunk(2)
     return nt_xent(first_ND, second_ND, config.temperature)
 
 

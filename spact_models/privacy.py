@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spact_models.action import start_weights
+from spact_models.anonymizer import per_frame
 from spact_models.errors import UserError
 from spact_models.norms import InputNorm, Norm, check_norm, make_norm
 
@@ -47,7 +48,11 @@ class Trunk(nn.Module):
 
 
 class PrivacyNetwork(nn.Module):
-    """f_B. forward: frames_NCHW, RGB in [0, 1] -> z_ND of length 1 each."""
+    """f_B. forward: views (N,3,K,H,W) or single frames (N,3,H,W), RGB in [0, 1] -> z_ND of length 1 each.
+
+    A view of K frames is the mean of its frames' features before the projection: what stays the same from frame to
+    frame adds up, as it does for an attacker who watches a whole video.
+    """
 
     def __init__(self, trunk: Trunk, embedding: int) -> None:
         super().__init__()
@@ -56,8 +61,13 @@ class PrivacyNetwork(nn.Module):
             nn.Linear(trunk.features, trunk.features), nn.ReLU(), nn.Linear(trunk.features, embedding)
         )
 
-    def forward(self, frames_NCHW: Tensor) -> Tensor:
-        return functional.normalize(self.projection(self.trunk(frames_NCHW)), dim=1)
+    def forward(self, views: Tensor) -> Tensor:
+        if views.dim() == 5:
+            features_NDK11 = per_frame(lambda frames_NCHW: self.trunk(frames_NCHW)[:, :, None, None], views)
+            features_ND = features_NDK11.mean(dim=(2, 3, 4))
+        else:
+            features_ND = self.trunk(views)
+        return functional.normalize(self.projection(features_ND), dim=1)
 
 
 class PrivacyClassifier(nn.Module):

@@ -73,9 +73,11 @@ class BatchConfig:
 class ViewsConfig:
     """Where the two views of one scene come from."""
 
+    frames: int = PRESET  # of one view, one stride apart; 1 in the paper. More: f_B hides from who watches a while
     source: str = "frames"  # the paper's text: two frames of one video; "image": two crops of one picture (its runs)
 
     def __post_init__(self) -> None:
+        _at_least(self, 1, "frames")
         _one_of("source", self.source, ("frames", "image"))
 
 

@@ -1,6 +1,6 @@
 """Clips and views as the game sees them: batches, whole-clip augmentation, the two views of NT-Xent.
 
-A *clip* is a run of frames, a *view* one frame (with the lead-in frames a motion anonymizer consumes in front of it).
+A *clip* is a run of frames, a *view* one frame or a few (behind the lead-in frames a motion anonymizer consumes).
 A batch carries action clips and view pairs; the two are independent and may come from different videos (paper, 3.2).
 Randomness comes from a `torch.Generator` on the CPU alone, so that a CPU run and a CUDA run draw the same numbers.
 """
@@ -21,7 +21,8 @@ from spact_models.errors import UserError
 class FrameBatch:
     """What the loader hands over: uint8 RGB frames as read, nothing augmented.
 
-    T of the clips is lead-in + clip frames; T of the views is lead-in + 1. B and N are independent of each other.
+    T of the clips is lead-in + clip frames; T of the views is lead-in + view frames. B and N are
+    independent of each other.
     `labels_B` is int64 with -1 for an unlabelled clip.
     """
 

@@ -38,6 +38,8 @@ class ClipLoader:
     frame: both views hold its pixels, and augmentation makes two crops of them. In a video the two views are two
     different times.
 
+    A view holds ``view_frames`` frames, one stride apart.
+
     Each clip carries ``lead_in_frames`` frames in front, one stride apart, for an anonymizer that sees the frame
     before.
 
@@ -55,6 +57,7 @@ class ClipLoader:
         batch: BatchConfig,
         lead_in_frames: int,
         view_rows: Sequence[Row] | None = None,
+        view_frames: int = 1,
     ) -> None:
         if cache.size_px != clip.size_px:
             raise ValueError(f"the cache holds {cache.size_px} px, clip.size_px = {clip.size_px}: must be the same")
@@ -66,6 +69,7 @@ class ClipLoader:
         self.clip = clip
         self.batch = batch
         self.lead_in_frames = lead_in_frames
+        self.view_frames = view_frames
         self._check()
 
     def label(self, row: Row) -> int:
@@ -104,7 +108,7 @@ class ClipLoader:
     def _batch(self, clip_rows: list[Row], view_rows: list[Row], times: np.random.Generator) -> FrameBatch:
         size = self.clip.size_px
         clips = np.empty((len(clip_rows), self.lead_in_frames + self.clip.frames, size, size, 3), np.uint8)
-        views = np.empty((2, len(view_rows), self.lead_in_frames + 1, size, size, 3), np.uint8)
+        views = np.empty((2, len(view_rows), self.lead_in_frames + self.view_frames, size, size, 3), np.uint8)
         for place, row in zip(clips, clip_rows, strict=True):
             frames = self.cache.frames(row.path)
             chosen = sampling.train_clip(
@@ -113,7 +117,9 @@ class ClipLoader:
             _copy(frames, chosen, place)
         for n, row in enumerate(view_rows):
             frames = self.cache.frames(row.path)
-            pair = sampling.view_pair(len(frames), self.clip.stride_frames, self.lead_in_frames, times)
+            pair = sampling.view_pair(
+                len(frames), self.clip.stride_frames, self.lead_in_frames, times, self.view_frames
+            )
             for place, chosen in zip(views[:, n], pair, strict=True):
                 _copy(frames, chosen, place)
         return FrameBatch(

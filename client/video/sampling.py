@@ -63,25 +63,26 @@ def test_clips(
     return reflect(starts[:, None] + offsets, n_frames)
 
 
-def view_pair(n_frames: int, stride_frames: int, lead_in_frames: int, rng: np.random.Generator) -> Indices:
-    """Two frames of one video at two different times, each behind its own lead-in: ``(2, lead_in + 1)``.
+def view_pair(
+    n_frames: int, stride_frames: int, lead_in_frames: int, rng: np.random.Generator, view_frames: int = 1
+) -> Indices:
+    """Two views of one video at two different times, each behind its own lead-in: ``(2, lead_in + view_frames)``.
 
-    Times that leave no room for a lead-in are taken only where there are not two others; their lead-in is
-    reflected. A video of one frame gives that frame twice.
+    Times that leave no room for the lead-in or the view are taken only where there are not two others; what lies
+    outside is reflected. A video of one frame gives that frame twice.
 
     Raises:
         ValueError: a length or stride is below 1, or the lead-in below 0.
     """
-    offsets = _offsets(n_frames, 1, stride_frames, lead_in_frames)
-    earliest = int(offsets[-1])
-    if n_frames - earliest < 2:
-        earliest = 0
-    times = n_frames - earliest
+    offsets = _offsets(n_frames, view_frames, stride_frames, lead_in_frames) - stride_frames * lead_in_frames
+    earliest, times = -int(offsets[0]), n_frames + int(offsets[0]) - int(offsets[-1])
+    if times < 2:
+        earliest, times = 0, n_frames
     first = int(rng.integers(times))
     second = int(rng.integers(times - 1)) if times > 1 else first
     second += times > 1 and second >= first  # every ordered pair of different times is equally likely
     moments = np.array([first, second]) + earliest
-    return reflect(moments[:, None] + offsets - offsets[-1], n_frames)
+    return reflect(moments[:, None] + offsets, n_frames)
 
 
 def _offsets(n_frames: int, clip_frames: int, stride_frames: int, lead_in_frames: int) -> Indices:

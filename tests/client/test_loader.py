@@ -56,6 +56,15 @@ def test_shapes_and_types(rows, cache):
         assert batch.labels_B.dtype == torch.int64
 
 
+def test_a_view_of_several_frames_is_consecutive_frames_of_one_video(rows, cache):
+    for batch in islice(loader(rows, cache, view_frames=3).training(0), 3):
+        assert batch.first_NTHWC.shape == batch.second_NTHWC.shape == (4, 4, SIZE, SIZE, 3)
+        for views in (batch.first_NTHWC, batch.second_NTHWC):
+            video_NT, time_NT = who_and_when(views)
+            assert np.all(video_NT == video_NT[:, :1])
+            assert np.all(np.diff(time_NT) == 2)
+
+
 def test_every_clip_is_consecutive_frames_of_one_video_under_its_own_label(rows, cache):
     starts = set()
     for batch in islice(loader(rows, cache).training(0), 30):

@@ -88,6 +88,24 @@ def test_one_frame_gives_two_equal_views():
     assert sampling.view_pair(1, 2, 1, np.random.default_rng(0)).tolist() == [[0, 0], [0, 0]]
 
 
+def test_a_view_of_several_frames_is_a_run_behind_its_lead_in_and_the_two_start_at_different_times():
+    rng = np.random.default_rng(4)
+    starts = set()
+    for _ in range(300):
+        pair = sampling.view_pair(12, 2, 1, rng, view_frames=3)
+        assert pair.shape == (2, 4)
+        assert np.all(np.diff(pair) == 2)  # nothing is reflected where the video has the room
+        assert pair.min() >= 0
+        assert pair.max() <= 11
+        assert pair[0, 0] != pair[1, 0]
+        starts.add(tuple(pair[:, 0].tolist()))
+    assert len(starts) == 6 * 5  # first frames 0 to 5, every ordered pair of different ones
+    short = sampling.view_pair(5, 2, 1, rng, view_frames=4)  # no room: reflected, and still two times
+    assert short[0].tolist() != short[1].tolist()
+    assert short.min() >= 0
+    assert short.max() <= 4
+
+
 def test_the_seed_decides():
     draws = [
         [sampling.train_clip(500, 8, 2, 1, np.random.default_rng(seed)).tolist() for _ in range(2)] for seed in (1, 2)

@@ -50,6 +50,18 @@ def test_points_lie_on_the_unit_sphere(name: str, norm: str) -> None:
     torch.testing.assert_close(z_ND.norm(dim=1), torch.ones(4))
 
 
+def test_a_view_of_several_frames_is_the_mean_of_their_features() -> None:
+    torch.manual_seed(0)
+    network = build_privacy("tiny", "group")
+    views_NCTHW = torch.rand(3, 3, 4, 24, 24)
+    one_by_one = torch.stack(
+        [torch.stack([network.trunk(view[:, t][None])[0] for t in range(4)]).mean(0) for view in views_NCTHW]
+    )
+    expected_ND = nn.functional.normalize(network.projection(one_by_one), dim=1)
+    assert torch.allclose(network(views_NCTHW), expected_ND, atol=1e-5)
+    assert torch.allclose(network(views_NCTHW[:, :, :1]), network(views_NCTHW[:, :, 0]), atol=1e-6)
+
+
 def test_group_norm_treats_every_frame_by_itself() -> None:
     """One forward over both views equals two: with group norm nothing passes from frame to frame."""
     network = build_privacy("tiny", "group")
