@@ -18,7 +18,7 @@ from client.state import LocalState
 from client.training import RoundTask, local_round, on_step
 from client.video.loader import ClipLoader
 from client.video.rows import class_names
-from server.records import RoundRecord
+from server.records import RoundRecord, SiteRecord
 from server.runs import RunFolder
 from simulations.federated import deal_out
 from simulations.laboratory import Laboratory, add_run_arguments, finish, open_laboratory, steps_of_run
@@ -46,8 +46,18 @@ def centralize(lab: Laboratory) -> None:
     """Train on the pooled rows as if they were one site, and leave the run folder complete but for the judgement."""
     pooled = replace(lab.settings.simulation, sites=1, partition_by="iid", unlabelled_sites=0)
     settings = replace(lab.settings, simulation=pooled)
-    file: Path = deal_out(lab.run.path, lab.rows, settings, lab.cache_folder, lab.views)[0]
-    site = load_site(file)
+    play_alone(lab, settings, deal_out(lab.run.path, lab.rows, settings, lab.cache_folder, lab.views)[0])
+
+
+def play_alone(lab: Laboratory, settings: Settings, site_file: Path) -> None:
+    """Play every round at one site, which hears of no other, as a federation of that site alone would.
+
+    The action set is that of all rows, so that a site which lacks some actions has the same networks as the others.
+
+    Raises:
+        UserError: fewer than two actions, or a site file, rows or videos that cannot be used.
+    """
+    site = load_site(site_file)
     classes = list(settings.action_classes) or class_names(lab.rows)
     if len(classes) < 2:
         raise UserError(
@@ -79,4 +89,6 @@ def _play_rounds(run: RunFolder, settings: Settings, site_name: str, networks: N
         weights, state = result.weights, result.state
         header = checkpoint_header(settings, loader.classes, round=number, phase=phase)
         run.save_checkpoint(number, {**weights, **buffers_of(networks)}, header)
-        run.record(RoundRecord("train", number, phase, False, "", result.metrics))
+        alone = SiteRecord(1, site_name, result.metrics, bytes_down=0, bytes_up=0)
+        seconds = result.metrics["seconds"]
+        run.record(RoundRecord("train", number, phase, False, "", result.metrics, sites=(alone,), seconds=seconds))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,23 +33,28 @@ def partition(rows: Sequence[Row], config: SimulationConfig, seed: int) -> list[
     """Deal rows out to ``config.sites`` sites; every row goes to exactly one.
 
     ``iid``: shuffled and dealt. ``site``: by the manifest's own column. ``action``: each site draws its action mix
-    from Dirichlet(alpha). Any other column, such as ``source`` or ``identity``: whole groups, the largest first to
-    the site with the fewest rows. Training and test rows are dealt by the same rule; groups stay whole in each.
+    from Dirichlet(``config.alpha``). ``COLUMN:ALPHA``, such as ``action:0.3`` or ``identity:0.1``: the same with that
+    column's values and that concentration. Any other column, such as ``source`` or ``identity``: whole groups, the
+    largest first to the site with the fewest rows. Training and test rows are dealt by the same rule; groups stay
+    whole in each.
 
     Raises:
-        UserError: an unknown column, more sites than groups, or a site without training rows.
+        UserError: an unknown column, a concentration that is not above 0, more sites than groups, or a site without
+            training rows.
     """
     rng = np.random.default_rng(seed_for("partition", seed))
     dealt: list[list[Row]] = [[] for _ in range(config.sites)]
-    if config.partition_by == "action":
-        _deal_by_dirichlet(rows, dealt, config.alpha, rng)
+    column, alpha = _dirichlet(config)
+    if alpha is not None:
+        _deal_by_dirichlet(rows, dealt, column, alpha, rng)
     elif config.partition_by == "iid":
         for split in ("train", "test"):
             chosen = [row for row in rows if row.split == split]
             for place, index in enumerate(rng.permutation(len(chosen))):
                 dealt[place % config.sites].append(chosen[index])
     else:
-        _deal_groups(rows, dealt, _column(rows, config.partition_by), config.partition_by)
+        value_of = _value(rows, config.partition_by)
+        _deal_groups(rows, dealt, lambda row: value_of(row) or str(row.path), config.partition_by)
     for number, share in enumerate(dealt, start=1):
         if not any(row.split == "train" for row in share):
             raise UserError(
@@ -106,14 +112,15 @@ def write_sites(
     return files
 
 
-def _column(rows: Sequence[Row], name: str) -> Callable[[Row], Hashable]:
-    if name in ("source", "site"):
-        return lambda row: getattr(row, name) or str(row.path)
+def _value(rows: Sequence[Row], name: str) -> Callable[[Row], str | None]:
+    """How to read a column of a row; None or empty: not known."""
+    if name in ("action", "source", "site"):
+        return lambda row: getattr(row, name) or None
     known = sorted({key for row in rows for key in row.attributes})
     if name not in known:
         choices = ", ".join(["iid", "site", "source", "action", *known])
         raise UserError(f"simulation.partition_by = {name!r}, must be one of: {choices}")
-    return lambda row: row.attributes.get(name) or str(row.path)
+    return lambda row: row.attributes.get(name)
 
 
 def _deal_groups(rows: Sequence[Row], dealt: list[list[Row]], group_of: Callable[[Row], Hashable], column: str) -> None:
@@ -137,18 +144,43 @@ def _deal_groups(rows: Sequence[Row], dealt: list[list[Row]], group_of: Callable
         dealt[least].extend(groups[name])
 
 
-def _deal_by_dirichlet(rows: Sequence[Row], dealt: list[list[Row]], alpha: float, rng: np.random.Generator) -> None:
-    names = class_names(rows)
+def _dirichlet(config: SimulationConfig) -> tuple[str, float | None]:
+    """The column and, where each site draws its own mix of that column's values, the concentration.
+
+    Raises:
+        UserError: a concentration that is not above 0, or one where there is no column to mix.
+    """
+    asked = config.partition_by
+    column, colon, text = asked.rpartition(":")
+    try:
+        alpha = float(text)
+    except ValueError:
+        colon = ""  # a column whose name holds a colon
+    if not colon:
+        return asked, config.alpha if asked == "action" else None
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise UserError(f"simulation.partition_by = {asked!r}: the concentration after the colon must be above 0")
+    if column in ("", "iid"):
+        raise UserError(f"simulation.partition_by = {asked!r}: name the column to mix, for example 'action:{text}'")
+    return column, alpha
+
+
+def _deal_by_dirichlet(
+    rows: Sequence[Row], dealt: list[list[Row]], column: str, alpha: float, rng: np.random.Generator
+) -> None:
+    value_of = _value(rows, column)
+    names = sorted({value for row in rows if (value := value_of(row))})
     if not names:
-        raise UserError("simulation.partition_by = 'action', but the manifest names no action; use iid or source")
+        rule = f"but the manifest names no {column}; use iid or source"
+        raise UserError(f"simulation.partition_by = {column!r}, {rule}")
     for name in names:
         mix = rng.dirichlet([alpha] * len(dealt))
         for split in ("train", "test"):
-            chosen = [row for row in rows if row.action == name and row.split == split]
+            chosen = [row for row in rows if value_of(row) == name and row.split == split]
             order = rng.permutation(len(chosen))
             cuts = np.floor(np.cumsum(mix)[:-1] * len(chosen)).astype(int)
             for site, part in zip(dealt, np.split(order, cuts), strict=True):
                 site.extend(chosen[index] for index in part)
-    unlabelled = [row for row in rows if row.action is None]
-    for place, index in enumerate(rng.permutation(len(unlabelled))):
-        dealt[place % len(dealt)].append(unlabelled[index])
+    unknown = [row for row in rows if not value_of(row)]
+    for place, index in enumerate(rng.permutation(len(unknown))):
+        dealt[place % len(dealt)].append(unknown[index])

@@ -1,0 +1,179 @@
+"""One cell: train as its arm says, judge with fresh networks, keep every hit of every test video."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from client.video.cache import FrameCache
+from client.video.rows import Row, read_rows
+from server.runs import RunFolder
+from simulations.centralized import centralize, play_alone
+from simulations.compare.folder import DATA, VIEWS, ComparisonFolder, mark_begun, write_record
+from simulations.compare.plan import CENTRALIZED, FEDERATED, Cell, Order, Steps
+from simulations.federated import deal_out, simulate
+from simulations.laboratory import Laboratory, export_anonymizer
+from simulations.protocols.bench import ANONYMIZED
+from simulations.protocols.evaluation import FILE
+from simulations.protocols.suite import Suite, judge_suite
+from spact_models.anonymizer import ClipTransform
+from spact_models.errors import UserError
+from spact_models.obfuscations import by_name
+from spact_models.seeds import pick_device
+from spact_models.settings import Settings
+
+HITS = "hits.npz"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What training cost."""
+
+    steps: int
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    peak_rss_mb: float
+
+
+def make_cell(order: Order) -> Path:
+    """Train and judge one cell; its folder appears under its own name when all of it is on the disk.
+
+    Raises:
+        UserError: a setting, a row or a disk that does not allow it.
+    """
+    folder, cell = ComparisonFolder(order.folder), order.cell
+    settings = order.plan.settings_of(cell)
+    rows = read_rows(folder.path / DATA, must_exist=False)
+    part = folder.begin_cell(cell)
+    training, anonymizer = None, by_name("raw")
+    if cell.trained:
+        views = read_rows(folder.path / VIEWS, must_exist=False) if order.plan.views else None
+        with RunFolder(part, settings.rounds.keep_checkpoints) as run:
+            mark_begun(part)
+            lab = Laboratory(settings, run, rows, order.cache, time.monotonic(), views)
+            training = _train(lab, order)
+            anonymizer = export_anonymizer(run)
+    else:
+        mark_begun(part)
+    judged = _judge(part, order, settings, rows, anonymizer)
+    write_record(part, {"cell": asdict(cell), **judged, "training": None if training is None else asdict(training)})
+    return folder.finish_cell(cell)
+
+
+def _train(lab: Laboratory, order: Order) -> Training:
+    cell, started = order.cell, time.monotonic()
+    with counted_steps() as count:
+        if cell.arm == FEDERATED:
+            simulate(lab)
+        elif cell.arm == CENTRALIZED:
+            centralize(lab)
+        else:
+            assert cell.site is not None
+            files = deal_out(lab.run.path, lab.rows, lab.settings, lab.cache_folder, lab.views)
+            play_alone(lab, lab.settings, files[cell.site - 1])
+    check_steps(order.plan.steps_of(cell), count[0], cell, lab.rows)
+    lines = lab.run.history()
+    return Training(
+        steps=count[0],
+        bytes_up=sum(line["bytes_up"] for line in lines),
+        bytes_down=sum(line["bytes_down"] for line in lines),
+        seconds=round(time.monotonic() - started, 2),
+        peak_rss_mb=round(peak_rss_mb(), 1),
+    )
+
+
+@contextmanager
+def counted_steps() -> Iterator[list[int]]:
+    """Counts the steps of every network's optimizer in this process: what was done, not what was asked for.
+
+    The server's step is none of them: it moves plain tensors, not a network's parameters.
+    """
+    count = [0]
+
+    def one_more(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        count[0] += isinstance(optimizer.param_groups[0]["params"][0], torch.nn.Parameter)
+
+    hook = register_optimizer_step_post_hook(one_more)
+    try:
+        yield count
+    finally:
+        hook.remove()
+
+
+def check_steps(wanted: Steps | None, taken: int, cell: Cell, rows: Sequence[Row]) -> None:
+    """Arms are compared at equal steps or not at all.
+
+    Where some clips have no label, a batch without any teaches f_T nothing and its step is left out.
+    """
+    all_labelled = all(row.action is not None for row in rows)
+    if wanted is not None and (taken > wanted.total or (all_labelled and taken != wanted.total)):
+        raise RuntimeError(f"{cell.name}: {taken} optimizer steps were taken, {wanted.total} are its share")
+
+
+def _judge(
+    part: Path, order: Order, settings: Settings, rows: Sequence[Row], anonymizer: ClipTransform
+) -> dict[str, Any]:
+    """Fresh networks on the pooled rows, the same for every arm of a seed; writes the evaluation and the hits."""
+    started = time.monotonic()
+    shown = ANONYMIZED if order.cell.trained else order.cell.arm
+    suite = Suite(
+        protocol="identity",
+        tasks=(order.plan.task,),
+        representations=(shown,),
+        attackers=order.plan.attackers,
+        seeds=(order.cell.seed,),
+        retrieval=False,
+    )
+    device = pick_device(settings.device)
+    cache = FrameCache(order.cache, settings.clip.size_px)
+    model = _model(order, settings) if order.cell.trained else None
+    evaluation, hits = judge_suite(anonymizer, settings, rows, cache, device, suite, progress=False, model=model)
+    kept: dict[str, Any] = {
+        f"{task}/{name}": np.asarray(hit, dtype=bool)
+        for task, answers in hits[shown].items()
+        for name, hit in answers.items()
+    }
+    if "action/action" not in kept or not any(key.startswith(f"{order.plan.task}/") for key in kept):
+        raise UserError(f"{order.cell.name}: the judge could ask about {', '.join(kept) or 'nothing'} only")
+    with (part / HITS).open("wb") as file:
+        np.savez_compressed(file, **kept)
+    evaluation.write(part / FILE)
+    return {
+        "judge_seconds": round(time.monotonic() - started, 2),
+        "judge_peak_rss_mb": round(peak_rss_mb(), 1),
+        "chance": {task: evaluation.chance[task] for task in ("action", order.plan.task)},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
+
+
+def _model(order: Order, settings: Settings) -> dict[str, Any]:
+    """What was judged, by the name that the cell will have."""
+    return {
+        "path": str(ComparisonFolder(order.folder).cell_path(order.cell) / "anonymizer.safetensors"),
+        "kind": settings.networks.anonymizer,
+        "preset": settings.preset,
+        "size_px": settings.clip.size_px,
+        "frames": settings.clip.frames,
+    }
+
+
+def peak_rss_mb() -> float:
+    """This process's peak resident memory.
+
+    From /proc where there is one: ``getrusage`` also counts what the parent held when this process was spawned.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
