@@ -269,8 +269,17 @@ class Anonymizer(ClipTransform):
     def at_any_size(self, clip_BCTHW: Tensor) -> Tensor:
         """Bring to the working size, anonymise, bring back: what was judged is what is seen, at any size.
 
-        A clip that starts a stream or follows a cut: its first `history` frames come back black.
+        A clip that starts a stream or follows a cut: its first `history` frames come back black. Noise is drawn from
+        the operating system's randomness: from a known seed it could be drawn again and taken away.
         """
+        if self.config.output_noise > 0.0:
+            devices = [clip_BCTHW.device] if clip_BCTHW.is_cuda else []
+            with torch.random.fork_rng(devices):
+                torch.seed()
+                return self._at_any_size(clip_BCTHW)
+        return self._at_any_size(clip_BCTHW)
+
+    def _at_any_size(self, clip_BCTHW: Tensor) -> Tensor:
         height, width = clip_BCTHW.shape[-2:]
         size = self.config.size_px
         if (height, width) == (size, size):
@@ -282,7 +291,8 @@ class Anonymizer(ClipTransform):
     def _finish(self, clip_BCTHW: Tensor) -> Tensor:
         """Noise, then levels: the last things before a frame leaves, alike in training and in use.
 
-        Noise comes from torch's global generator of the clip's device. The gradient passes through rounding as if
+        Noise comes from torch's global generator of the clip's device, which the caller seeds: training and the
+        judge so that they can be repeated, use (:meth:`at_any_size`) so that nobody can. The gradient passes through rounding as if
         it were not there.
         """
         if self.config.output_noise > 0.0:

@@ -69,7 +69,10 @@ class JudgeSet:
     def through(self, transform: ClipTransform, device: torch.device, batch: int = 16) -> JudgeSet:
         """What an attacker gets: every clip and view transformed, rounded to 8 bits, no lead-in left."""
         transform = copy.deepcopy(transform).to(device).eval()  # not the caller's: its device is its own business
+        with BUILDING, seeded("release"):  # a transform may add noise
+            return self._released(transform, device, batch)
 
+    def _released(self, transform: ClipTransform, device: torch.device, batch: int) -> JudgeSet:
         def release(clips_MTHWC: Tensor) -> Tensor:
             shape = list(clips_MTHWC.shape)
             shape[1] -= self.lead_in_frames

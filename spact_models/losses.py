@@ -62,6 +62,20 @@ def distillation(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
     return functional.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
 
 
+def rate(anonymized: Tensor, output_noise: float) -> Tensor:
+    """What the noisy picture can tell at most, in nats a value: mean of y² / 2σ² (Alemi et al. 2017, "Deep VIB").
+
+    y + n with Gaussian n of standard deviation σ carries no more about the footage than the KL divergence of
+    N(y, σ²) from N(0, σ²), which this is; cutting the noisy value to [0, 1] can only lose some of it. Whatever f_A
+    draws costs, so it draws what f_T pays for and leaves the rest black.
+
+    Args:
+        anonymized: f_A's output in [0, 1], any shape; with its noise on, which adds a constant on average.
+        output_noise: σ > 0.
+    """
+    return anonymized.float().square().mean() / (2.0 * output_noise**2)
+
+
 def reconstruction(anonymized_BCTHW: Tensor, target_BCTHW: Tensor) -> Tensor:
     """L1 per value: what f_A's warm-up brings down (SPAct, section 3.3, "f_A as identity")."""
     return functional.l1_loss(anonymized_BCTHW.float(), target_BCTHW)

@@ -7,7 +7,8 @@ learns no graph is built at all: the reference also differentiates through f_A i
 Where we differ from the reference: the privacy reward stops at chance (``cap_reward``), because beyond it f_A
 learns to confuse *this* f_B and not to hide; several critics' moves answer each of the anonymizer's
 (``critic_steps``), because a slow f_B is beaten without anything being hidden; clips without a label are taught by
-the warm-up teacher.
+the warm-up teacher; the noisy output may have a price (``beta``), because what no f_B has found yet is hidden
+only where nothing is drawn.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from spact_models.anonymizer import Anonymizer
-from spact_models.losses import action_loss, chance_level, nt_xent
+from spact_models.losses import action_loss, chance_level, nt_xent, rate
 from spact_models.settings import GameConfig
 from spact_models.views import Batch
 
@@ -101,7 +102,7 @@ def critics_move(players: Players, batch: Batch, config: GameConfig) -> Losses:
 
 
 def anonymizer_move(players: Players, batch: Batch, config: GameConfig) -> Losses:
-    """f_T and f_B hold still; f_A descends L_T - omega * L_B, the reward capped at chance."""
+    """f_T and f_B hold still; f_A descends L_T - omega * L_B + beta * rate, the reward capped at chance."""
     players.anonymizer.learn()
     players.action.hold()
     players.privacy.hold()
@@ -111,7 +112,10 @@ def anonymizer_move(players: Players, batch: Batch, config: GameConfig) -> Losse
     loss_T = loss_action(players, clips_BCTHW, batch)
     loss_B = loss_privacy(players, first_NCTHW, second_NCTHW, config)
     reward = loss_B.clamp(max=chance_level(first_NCTHW.shape[0])) if config.cap_reward else loss_B
-    players.anonymizer.descend(loss_T - config.omega * reward)
+    loss_A = loss_T - config.omega * reward
+    if config.beta > 0:
+        loss_A = loss_A + config.beta * rate(clips_BCTHW, players.f_A.config.output_noise)
+    players.anonymizer.descend(loss_A)
     return Losses(loss_T.detach(), loss_B.detach())
 
 

@@ -94,7 +94,7 @@ class NetworksConfig:
         PRESET  # not in the paper: the last layer sees the input, so copying is quickly learned
     )
     motion_threshold: float = 0.15  # of the one-bit picture: above sensor noise, below a moving limb
-    output_noise: float = 0.0  # sigma of Gaussian noise on f_A's output, in training and in use
+    output_noise: float = PRESET  # sigma of Gaussian noise on f_A's output, in training and in use; 0 in the paper
     output_levels: int = 0  # quantise f_A's output to this many levels; 0 = continuous
     action: str = PRESET  # r3d18 | r2plus1d18 | mc318 | tiny
     privacy: str = PRESET  # resnet50 | resnet18 | tiny
@@ -118,6 +118,7 @@ class GameConfig:
     """The minimax game (method.md; SPAct section 3.3)."""
 
     omega: float = 1.0  # weight of the privacy reward; 1 in the reference
+    beta: float = PRESET  # price of the noisy output in L_T's nats a nat a value (losses.rate); 0 in the paper
     temperature: float = 0.1  # NT-Xent; 0.1 in the reference
     cap_reward: bool = True  # stop rewarding above chance: past it f_A beats this f_B, not privacy
     critic_steps: int = PRESET  # critics' moves per anonymizer's move; 1 in the reference, and too few (docs/method.md)
@@ -128,7 +129,7 @@ class GameConfig:
     lr_privacy: float = PRESET
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "omega", "catch_up_steps", "restart_privacy_rounds")
+        _at_least(self, 0, "omega", "beta", "catch_up_steps", "restart_privacy_rounds")
         _at_least(self, 1, "critic_steps")
         _positive(self, "temperature", "lr_anonymizer", "lr_action", "lr_privacy")
 
@@ -289,6 +290,11 @@ class Settings:
         require(0 <= self.seed < 2**63, "seed", self.seed, "must be from 0 to 2^63 - 1")
         known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None
         require(known, "device", self.device, "must be auto, cpu, cuda or cuda:N")
+        if self.game.beta > 0 and self.networks.output_noise == 0:
+            raise UserError(
+                f"game.beta = {self.game.beta}, needs networks.output_noise above 0: without noise every value can "
+                "tell everything and its rate has no bound. Set networks.output_noise = 0.3, or game.beta = 0."
+            )
         if self.views.source == "image" and self.networks.anonymizer == "motion":
             raise UserError(
                 "views.source = 'image', cannot serve networks.anonymizer = 'motion': two crops of one picture hold no "

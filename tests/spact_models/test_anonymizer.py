@@ -159,6 +159,25 @@ def test_frames_input_stacks_previous_then_present() -> None:
     assert torch.equal(stacked[:, 3:], raw[:, :, 1:])
 
 
+def test_noise_in_use_cannot_be_drawn_again_and_noise_in_training_can() -> None:
+    network = Anonymizer(AnonymizerConfig(base_channels=4, depth=1, size_px=16, output_noise=0.2)).eval()
+    seen = clip(size=16)
+
+    def outputs(call):
+        answers = []
+        for _ in range(2):
+            torch.manual_seed(3)
+            state = torch.get_rng_state()
+            answers.append(call(seen))
+            if call == network.at_any_size:
+                assert torch.equal(torch.get_rng_state(), state)
+        return answers
+
+    assert torch.equal(*outputs(network.transform))
+    first, second = outputs(network.at_any_size)
+    assert 0.1 < float((first - second).std()) < 0.3  # two draws of 0.2, some of it cut at 0 and 1
+
+
 @pytest.mark.parametrize("kind", ["frame", "motion"])
 def test_at_any_size_works_at_its_own_size_and_brings_back(kind: str) -> None:
     network = anonymizer(kind=kind)

@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
 from torch.nn import functional
 
-from spact_models.losses import UNLABELLED, action_loss, chance_level, distillation, nt_xent, reconstruction
+from spact_models.losses import UNLABELLED, action_loss, chance_level, distillation, nt_xent, rate, reconstruction
 
 
 def slow_nt_xent(first, second, temperature):
@@ -86,3 +87,10 @@ def test_distillation_is_zero_only_where_the_two_agree():
 def test_reconstruction_is_the_mean_absolute_difference():
     clip = torch.zeros(1, 3, 2, 4, 4)
     assert float(reconstruction(clip + 0.25, clip)) == pytest.approx(0.25)
+
+
+def test_rate_is_the_divergence_of_the_noisy_picture_from_noise_alone():
+    picture = torch.rand(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    divergence = kl_divergence(Normal(picture, 0.3), Normal(torch.zeros(()), 0.3)).mean()
+    assert torch.allclose(rate(picture, 0.3), divergence, atol=1e-6)
+    assert float(rate(torch.zeros(3), 0.3)) == 0.0

@@ -17,14 +17,23 @@ from spact_models.warmup import warmup_step
 
 
 def game_config(**changes):
-    chosen = {"critic_steps": 2, "catch_up_steps": 1, "lr_anonymizer": 1e-3, "lr_action": 1e-3, "lr_privacy": 1e-3}
+    chosen = {
+        "beta": 0.0,
+        "critic_steps": 2,
+        "catch_up_steps": 1,
+        "lr_anonymizer": 1e-3,
+        "lr_action": 1e-3,
+        "lr_privacy": 1e-3,
+    }
     return GameConfig(**{**chosen, **changes})
 
 
-def make_players(kind="frame", norm="group", seed=0):
+def make_players(kind="frame", norm="group", seed=0, noise=0.0):
     torch.manual_seed(seed)
     anonymizer = Anonymizer(
-        AnonymizerConfig(kind=kind, base_channels=4, depth=1, norm=norm, size_px=16, stride_frames=1)
+        AnonymizerConfig(
+            kind=kind, base_channels=4, depth=1, norm=norm, size_px=16, stride_frames=1, output_noise=noise
+        )
     )
     networks = (anonymizer, build_action("tiny", 3, norm), build_privacy("tiny", norm))
     return Players(*(Player(network, torch.optim.Adam(network.parameters(), lr=1e-3)) for network in networks))
@@ -117,6 +126,30 @@ def test_the_reward_stops_at_chance():
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in players.f_A.parameters()]))
     torch.testing.assert_close(gradients[0], gradients[1])
     assert not torch.allclose(gradients[1], gradients[2])
+
+
+def test_the_price_of_the_output_enters_the_anonymizers_gradient_and_no_other():
+    """Against the formula with the noise drawn again, and: with a high price the picture goes dark."""
+    players = make_players(noise=0.3)
+    batch = make_batch(players)
+    twin = copy.deepcopy(players)
+    grads = {}
+    for name, beta in (("without", 0.0), ("with", 0.5)):
+        tested = copy.deepcopy(twin)
+        torch.manual_seed(9)
+        tested.anonymizer.optimizer.step = lambda: None
+        anonymizer_move(tested, batch, game_config(beta=beta))
+        grads[name] = [parameter.grad.clone() for parameter in tested.f_A.parameters()]
+    torch.manual_seed(9)
+    out = twin.f_A.train().transform(batch.clips_BCTHW)
+    price = 0.5 * sum(float(1) * value**2 for value in out.flatten()) / out.numel() / (2 * 0.3 * 0.3)
+    expected = torch.autograd.grad(price, list(twin.f_A.parameters()))
+    for without, with_price, alone in zip(grads["without"], grads["with"], expected, strict=True):
+        assert torch.allclose(with_price - without, alone, atol=1e-5)
+    before = float(players.f_A.transform(batch.clips_BCTHW).mean())
+    for _ in range(30):
+        anonymizer_move(players, batch, game_config(beta=20.0))
+    assert float(players.f_A.transform(batch.clips_BCTHW).mean()) < 0.85 * before
 
 
 def test_play_is_catch_up_then_whole_cycles(monkeypatch):
