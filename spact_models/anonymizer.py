@@ -292,8 +292,8 @@ class Anonymizer(ClipTransform):
         """Noise, then levels: the last things before a frame leaves, alike in training and in use.
 
         Noise comes from torch's global generator of the clip's device, which the caller seeds: training and the
-        judge so that they can be repeated, use (:meth:`at_any_size`) so that nobody can. The gradient passes through rounding as if
-        it were not there.
+        judge so that they can be repeated, use (:meth:`at_any_size`) so that nobody can. The gradient passes through
+        rounding as if it were not there.
         """
         if self.config.output_noise > 0.0:
             noise = self.config.output_noise * torch.randn_like(clip_BCTHW)
