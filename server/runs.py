@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import re
 import uuid
@@ -31,8 +32,21 @@ if TYPE_CHECKING:
 
 SETTINGS, METRICS, SUMMARY = "settings.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
-PREPARED = ("cache", "data.csv", "sites", "synthetic")  # made before a run begins: a try that failed there may be repeated
+PREPARED = ("cache", "data.csv", "sites", "synthetic")  # made before a run begins: a failed try may be repeated
 FORMAT = "fedspact-run"
+JUDGED = "judged"  # the curves of fresh networks
+LAYOUT = {  # TensorBoard's Custom Scalars: what belongs together in one chart; the tags are regular expressions
+    "The game": {
+        "L_T, mean and sites": ["Multiline", [r"^train/(.+/)?loss\.action$"]],
+        "L_B, mean and sites, with chance": ["Multiline", [r"^train/(.+/)?loss\.privacy$", r"^train/chance\.privacy$"]],
+        "f_T top-1, mean and sites": ["Multiline", [r"^evaluate/(.+/)?top1$"]],
+    },
+    "Fresh networks": {
+        "action": ["Multiline", [rf"^{JUDGED}/.+/action$"]],
+        "private questions, with chance": ["Multiline", [rf"^{JUDGED}/.+/(?!action$)[^/]+$"]],
+    },
+    "The wire": {"bytes up": ["Multiline", [r"^train/bytes_up$"]]},
+}
 
 
 def default_run_path(run_dir: str) -> Path:
@@ -91,6 +105,17 @@ class RunFolder:
             os.fsync(file.fileno())
         with _writing(self.path / TENSORBOARD):
             self._draw(record)
+
+    def draw_evaluation(self, server_round: int, figures: Mapping[str, float]) -> None:
+        """Put fresh networks' figures on a round's curves: ``{"anonymized/action": 0.93, "chance/identity": 0.08}``.
+
+        Names are ``REPRESENTATION/TASK``; the chart of a task shows all its representations, and chance with them.
+        """
+        with _writing(self.path / TENSORBOARD):
+            for name, value in figures.items():
+                if math.isfinite(value):
+                    self._writer().add_scalar(f"{JUDGED}/{name}", value, server_round)
+            self._writer().flush()
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``; a last line that a crash has cut short is left out."""
@@ -155,11 +180,15 @@ class RunFolder:
             write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return path
 
-    def _draw(self, record: RoundRecord) -> None:
+    def _writer(self) -> SummaryWriter:
         if self._curves is None:
             from torch.utils.tensorboard import SummaryWriter  # a second to import, and only runs need it
 
             self._curves = SummaryWriter(str(self.path / TENSORBOARD))
+            self._curves.add_custom_scalars(LAYOUT)
+        return self._curves
+
+    def _draw(self, record: RoundRecord) -> None:
         own = {"sites": len(record.sites), "bytes_up": record.bytes_up, "seconds": record.seconds}
         series = {f"{record.kind}/{name}": value for name, value in {**record.metrics, **own}.items()}
         names = [site.name for site in record.sites]
@@ -167,8 +196,8 @@ class RunFolder:
             own_name = site.name if names.count(site.name) == 1 else f"{site.name} (node {site.node})"
             series.update({f"{record.kind}/{own_name}/{name}": value for name, value in site.metrics.items()})
         for tag, value in series.items():
-            self._curves.add_scalar(tag, value, record.round)
-        self._curves.flush()
+            self._writer().add_scalar(tag, value, record.round)
+        self._writer().flush()
 
 
 def _check_free(path: Path) -> None:

@@ -8,51 +8,57 @@ from typing import Any
 from simulations.report.collect import ComparisonStory
 from simulations.report.drawing import ACCENT, INK, MUTED, SECOND, Chart, blank_layout, dotted_line, error_bars
 from simulations.report.judged import Figure
-from simulations.report.tables import Cell, Line, Table, figure_cell
-from simulations.report.words import byte_size, duration, name_of, percent, points, verdict
-
-SYMBOLS = {"federated": "star", "centralized": "circle", "local-only": "diamond"}
+from simulations.report.tables import DOWN, UP, Cell, Line, Table, figure_cell
+from simulations.report.words import FAILS, UNDECIDED, byte_size, duration, name_of, percent, points, verdict
 
 
 def arm_table(comparison: ComparisonStory) -> Table:
-    """One line an arm and partition: figures with their spread over seeds, the worst site, what it cost."""
-    lines = []
-    for arm in comparison.content["summary"]:
-        worst = arm.get("worst_site")
-        cells = [
-            _with_spread(_figure(arm.get("action"))),
-            _with_spread(_figure(arm.get("leakage"))),
-            _worst_cell(worst),
-            Cell(byte_size(_number(arm, "bytes", "bytes_up"))),
-            Cell(duration(_number(arm, "seconds"))),
-            Cell(_memory(_number(arm, "peak_rss_mb"))),
-        ]
-        ours = arm.get("arm") == "federated"
-        partition = f"split {arm['partition']}" if arm.get("partition") else ""
-        lines.append(Line(Cell(name_of(str(arm.get("arm"))), partition, ours), cells, "ours" if ours else ""))
+    """Arm by arm in each partition: figures with their spread over seeds, the worst site, what it cost."""
+    lines = _grouped([(arm.get("partition"), _arm_line(arm)) for arm in comparison.content["summary"]])
     chance = comparison.content.get("chance") or {}
     if chance:
         blank = [Cell("")] * 4
         private = next((value for task, value in chance.items() if task != "action"), None)
-        lines.append(
-            Line(Cell("chance"), [Cell(percent(chance.get("action"))), Cell(percent(private)), *blank], "chance")
-        )
-    heads = ["arm", "action ↑", "leakage ↓", "worst site", "bytes", "time", "memory"]
+        cells = [Cell(percent(chance.get("action"))), Cell(percent(private)), *blank]
+        lines.append(Line(Cell("chance"), cells, "chance"))
+    heads = ["arm", f"action{UP}", f"leakage{DOWN}", "worst site", "bytes", "time", "memory"]
     return Table("Arms at equal total steps; mean and standard deviation over seeds", heads, lines)
+
+
+def _arm_line(arm: Mapping[str, Any]) -> Line:
+    cells = [
+        _with_spread(_figure(arm.get("action"))),
+        _with_spread(_figure(arm.get("leakage"))),
+        _worst_cell(arm.get("worst_site")),
+        Cell(byte_size(_number(arm, "bytes", "bytes_up"))),
+        Cell(duration(_number(arm, "seconds"))),
+        Cell(_memory(_number(arm, "peak_rss_mb"))),
+    ]
+    ours = arm.get("arm") == "federated"
+    return Line(Cell(name_of(str(arm.get("arm"))), strong=ours), cells, "ours" if ours else "")
+
+
+def _grouped(lines: Sequence[tuple[str | None, Line]]) -> list[Line]:
+    """Lines below a head for each partition; those of no partition last."""
+    out = []
+    for partition in sorted({partition for partition, _ in lines}, key=lambda one: (one is None, str(one))):
+        out.append(Line(Cell(f"split: {partition}" if partition else "any split"), []))
+        out += [line for own, line in lines if own == partition]
+    return out
 
 
 def test_table(comparison: ComparisonStory) -> Table | None:
     """The paired tests: difference, its interval, the margin, the verdict."""
     lines = []
     for test in comparison.content.get("tests") or []:
-        where = f"split {test['partition']}" if test.get("partition") else ""
-        cells = [_difference_cell(test.get("utility")), _difference_cell(test.get("leakage"))]
         told = verdict(test)
-        cells.append(Cell(told, strong=told != "undecided"))
-        lines.append(Line(Cell(str(test.get("name", "")), where), cells, "worst" if told == "does not hold" else ""))
+        cells = [_difference_cell(test.get("utility")), _difference_cell(test.get("leakage"))]
+        cells.append(Cell(told, strong=told != UNDECIDED))
+        line = Line(Cell(str(test.get("name", ""))), cells, "worst" if told == FAILS else "")
+        lines.append((test.get("partition"), line))
     heads = ["paired test", "action, points", "leakage, points", "verdict"]
     caption = "Paired bootstrap over the same test videos and seeds; 95 % interval"
-    return Table(caption, heads, lines) if lines else None
+    return Table(caption, heads, _grouped(lines)) if lines else None
 
 
 def arm_chart(comparison: ComparisonStory, key: str) -> Chart | None:
@@ -84,41 +90,39 @@ def arm_chart(comparison: ComparisonStory, key: str) -> Chart | None:
     return Chart(key, "Arms side by side", alt, {"data": traces, "layout": layout}, arm_table(comparison), note)
 
 
-def test_chart(comparison: ComparisonStory, key: str) -> Chart | None:
-    """Differences with their intervals against zero and the margin."""
-    told = [
-        (test, part, word)
-        for test in comparison.content.get("tests") or []
-        for part, word in (("utility", "action"), ("leakage", "leakage"))
-        if test.get(part)
-    ]
+def test_charts(comparison: ComparisonStory, key: str) -> list[Chart]:
+    """Differences with their intervals against zero and the margin: action, then leakage."""
     table = test_table(comparison)
-    if not told or table is None:
-        return None
-    labels = [_test_label(test, word) for test, _, word in told]
-    figures = [_difference(test[part]) for test, part, _ in told]
-    trace = _dots("difference", labels, [_scaled(figure) for figure in figures], INK, "circle")
-    trace["hovertext"] = [
-        f"{label}: {points(figure.mean)} points ({points(figure.low)} to {points(figure.high)})"
+    tests = comparison.content.get("tests") or []
+    made = []
+    for part, word, better in (("utility", "action", "right"), ("leakage", "leakage", "left")):
+        asked = [test for test in tests if test.get(part)]
+        if asked and table is not None:
+            made.append(_test_chart(asked, part, word, better, f"{key}-{part}", table))
+    return made
+
+
+def _test_chart(tests: Sequence[Mapping[str, Any]], part: str, word: str, better: str, key: str, table: Table) -> Chart:
+    labels = [_test_label(test) for test in tests]
+    figures = [_difference(test[part]) for test in tests]
+    told = [
+        f"{label}: {points(figure.mean)} points ({points(figure.low)} to {points(figure.high)})".replace("<br>", " ")
         for label, figure in zip(labels, figures, strict=True)
     ]
-    trace |= {"hoverinfo": "text", "hovertemplate": None, "showlegend": False}
-    margins = _margins(labels, [test[part].get("margin") for test, part, _ in told], [part for _, part, _ in told])
-    layout = blank_layout(130 + 34 * len(labels), "difference in points (percentage points)", "")
+    trace = _dots("difference", labels, [_scaled(figure) for figure in figures], INK, "circle")
+    trace |= {"hovertext": told, "hoverinfo": "text", "hovertemplate": None, "showlegend": False}
+    margins = _margins(labels, [test[part].get("margin") for test in tests], -100 if part == "utility" else 100)
+    layout = blank_layout(130 + 44 * len(labels), "difference (percentage points)", "")
     layout["yaxis"] |= {"autorange": "reversed", "type": "category", "title": {"text": ""}}
     layout["shapes"] = [dotted_line(x=0) | {"line": {"color": MUTED, "width": 1.5}}]
-    alt = "Differences with 95 % intervals. " + "; ".join(trace["hovertext"]) + "."
-    note = "More action and less leakage are better. Red ticks: the margin that a difference may not cross"
-    return Chart(key, "Paired differences", alt, {"data": [trace, *margins], "layout": layout}, table, note)
+    alt = f"Differences in {word} with 95 % intervals. {'; '.join(told)}."
+    note = f"Further {better} is better" + (". Red: the margin that may not be crossed" if margins else "")
+    return Chart(key, f"Paired differences in {word}", alt, {"data": [trace, *margins], "layout": layout}, table, note)
 
 
-def _margins(labels: Sequence[str], margins: Sequence[float | None], parts: Sequence[str]) -> list[dict[str, Any]]:
+def _margins(labels: Sequence[str], margins: Sequence[float | None], scale: float) -> list[dict[str, Any]]:
     """The margin of each test as a tick on the side where crossing it would be worse."""
-    known = [
-        (label, (-100 if part == "utility" else 100) * margin)
-        for label, margin, part in zip(labels, margins, parts, strict=True)
-        if margin
-    ]
+    known = [(label, scale * margin) for label, margin in zip(labels, margins, strict=True) if margin]
     if not known:
         return []
     marker = {"symbol": "line-ns", "size": 16, "line": {"width": 2.5, "color": "var(--bad)"}}
@@ -145,10 +149,10 @@ def _arm_name(arm: Mapping[str, Any]) -> str:
     return f"{name_of(str(arm.get('arm')))}, {partition}" if partition else name_of(str(arm.get("arm")))
 
 
-def _test_label(test: Mapping[str, Any], word: str) -> str:
-    """In two lines, so that a phone has room for the chart beside it."""
-    where = f", {test['partition']}" if test.get("partition") else ""
-    return f"{test.get('name', '')}<br>{word}{where}"
+def _test_label(test: Mapping[str, Any]) -> str:
+    """In two or three lines, so that a phone has room for the chart beside it."""
+    name = str(test.get("name", "")).replace(" than ", "<br>than ").replace(" of ", "<br>of ")
+    return f"{name}<br>{test['partition']}" if test.get("partition") else name
 
 
 def _difference(told: Mapping[str, Any]) -> Figure:

@@ -31,7 +31,10 @@
     chart.drawnWidth = width;
     Object.assign(layout, { width, autosize: false });
     layout.font.family = getComputedStyle(document.body).fontFamily;
-    if (width < 480) layout.font.size = 11;
+    if (width < 480) {
+      layout.font.size = 11;
+      layout.xaxis.title.text = layout.xaxis.title.text.replace(" (", "<br>(");
+    }
     Plotly.react(chart, data, layout, CONFIG);
     placeLabels(chart);
   }

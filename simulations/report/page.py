@@ -1,4 +1,4 @@
-"""From stories to one HTML file: sections in order; charts, strips and style in the page itself, nothing from outside."""
+"""From stories to one HTML file: the sections in order; charts, strips and style in it, nothing from outside."""
 
 from __future__ import annotations
 
@@ -9,27 +9,21 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from simulations.report.arms import arm_chart, arm_table, test_chart, test_table
+from simulations.report.arms import arm_chart, arm_table, test_charts, test_table
 from simulations.report.collect import ComparisonStory, RunStory
 from simulations.report.curves import game_charts, judged_rounds_chart
 from simulations.report.drawing import Chart
 from simulations.report.judged import ANONYMIZED, RAW
+from simulations.report.run_tables import cost_table, facts_table, overview_table, settings_table, site_table
 from simulations.report.strips import Strips, make_strips
-from simulations.report.tables import (
-    Table,
-    attack_table,
-    cost_table,
-    facts_table,
-    reconstruction_table,
-    representation_table,
-    settings_table,
-    site_table,
-)
+from simulations.report.tables import Table, attack_table, reconstruction_table, representation_table
 from simulations.report.tradeoff import scatter
 from simulations.report.words import (
     Sentence,
     byte_size,
+    comparison_headline,
     comparison_sentences,
+    counted,
     duration,
     headline,
     moment,
@@ -39,6 +33,8 @@ from simulations.report.words import (
 from spact_models import __version__
 from spact_models.checkpoint import write_atomically
 from spact_models.errors import UserError
+
+DRAWN = "real footage: the videos of this run are drawn, not filmed"
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,7 @@ class ComparisonSection:
 
     comparison: ComparisonStory
     key: str
+    lead: Sentence
     sentences: Sequence[Sentence]
     charts: Sequence[Chart]
     tables: Sequence[Table]
@@ -111,6 +108,7 @@ def render(
         scatters=[chart for chart in scatters if chart is not None],
         mixed=_mixed(runs),
         tiles=_tiles(runs[0]) if len(runs) == 1 else [],
+        overview=overview_table(runs) if len(runs) > 1 else None,
         costs=cost_table(runs) if runs else None,
         css=_source("page.css"),
         js=_source("page.js"),
@@ -122,7 +120,8 @@ def run_section(run: RunStory, key: str, show_raw: bool) -> RunSection:
     """Everything about one run."""
     judged = run.judged
     charts = [*game_charts(run, key), judged_rounds_chart(run, f"{key}-rounds")]
-    judged_tables = [representation_table, attack_table, reconstruction_table] if judged else []
+    judged_tables = (representation_table, attack_table, reconstruction_table) if judged else ()
+    strips = make_strips(run, show_raw)
     return RunSection(
         run=run,
         key=key,
@@ -132,18 +131,18 @@ def run_section(run: RunStory, key: str, show_raw: bool) -> RunSection:
         how_judged=_how_judged(run),
         charts=[chart for chart in charts if chart is not None],
         tables=[made for table in judged_tables if judged and (made := table(judged)) is not None],
-        strips=make_strips(run, show_raw),
+        strips=strips,
         sites=site_table(run),
         facts=facts_table(run),
         settings=settings_table(run),
-        not_measured=not_measured(run),
+        not_measured=[*not_measured(run), *([DRAWN] if strips.all_synthetic else [])],
     )
 
 
 def comparison_section(story: ComparisonStory, key: str) -> ComparisonSection:
     """Everything about one comparison."""
     content = story.content
-    charts = [arm_chart(story, f"{key}-arms"), test_chart(story, f"{key}-tests")]
+    arms = arm_chart(story, f"{key}-arms")
     tables = [arm_table(story), test_table(story)]
     seeds = ", ".join(map(str, content.get("seeds") or [])) or "unknown"
     about = f"{content.get('sites', '?')} sites; seeds {seeds}; {content.get('test_videos', '?')} test videos; "
@@ -151,8 +150,9 @@ def comparison_section(story: ComparisonStory, key: str) -> ComparisonSection:
     return ComparisonSection(
         comparison=story,
         key=key,
+        lead=comparison_headline(story),
         sentences=comparison_sentences(story),
-        charts=[chart for chart in charts if chart is not None],
+        charts=[*([arms] if arms else []), *test_charts(story, f"{key}-tests")],
         tables=[table for table in tables if table is not None],
         about=about,
         not_measured=list(content.get("not_measured") or []),
@@ -171,7 +171,7 @@ def not_measured(run: RunStory) -> list[str]:
     if seen.action is not None and seen.action.low is None:
         lacking.append("how sure the figures are: no intervals over the test videos")
     if len(judged.seeds) < 3:
-        lacking.append(f"the spread over seeds: {len(judged.seeds) or 'no'} seed, three are needed to see it")
+        lacking.append(f"the spread over seeds: {counted(len(judged.seeds), 'seed')}, three are needed to see it")
     few = {task: len(attack.attackers) for task, attack in seen.attacks.items() if len(attack.attackers) < 3}
     if few and judged.source == "summary.json":
         lacking.append("attackers of three different architectures")
@@ -201,7 +201,7 @@ def write_page(path: Path, page: str) -> None:
         UserError: it cannot be written there.
     """
     try:
-        write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+        write_atomically(path, lambda temporary: _write(temporary, page))
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"--out {path}: cannot be written ({reason}); free some space or name another file.") from error
@@ -220,8 +220,8 @@ def _tiles(run: RunStory) -> list[Tile]:
             on_raw = raw.leakage(task) if raw else None
             told = [f"raw {percent(on_raw.mean)}" if on_raw else "", f"chance {percent(judged.chance.get(task))}"]
             tiles.append(Tile("strongest attacker", percent(leakage.mean), ", ".join(filter(None, told))))
-        tiles.append(Tile("held-out videos", str(judged.test_videos or "–"), f"{len(judged.seeds) or 1} seed(s)"))
-    tiles.append(Tile("rounds", f"{run.rounds_done} of {run.rounds_planned}", f"{run.sites} site(s)"))
+        tiles.append(Tile("held-out videos", str(judged.test_videos or "–"), counted(len(judged.seeds), "seed")))
+    tiles.append(Tile("rounds", f"{run.rounds_done} of {run.rounds_planned}", counted(run.sites, "site")))
     tiles.append(Tile("time", duration(run.summary.get("seconds")), f"preset {run.settings.get('preset')}"))
     up = run.summary.get("bytes_up_per_round")
     if up:
@@ -231,7 +231,8 @@ def _tiles(run: RunStory) -> list[Tile]:
 
 def _state(run: RunStory) -> str:
     done = f"{run.rounds_done} of {run.rounds_planned} rounds"
-    return f"{run.kind}, {done}" if run.finished else f"{run.kind}, unfinished: {done}"
+    state = done if run.finished else f"unfinished: {done}"
+    return f"{run.kind}, {counted(run.sites, 'site')}, {state}, begun {moment(run.created)}"
 
 
 def _how_judged(run: RunStory) -> str:
@@ -253,3 +254,8 @@ def _mixed(runs: Sequence[RunStory]) -> str:
 
 def _source(name: str) -> str:
     return resources.files("simulations.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _write(path: Path, page: str) -> None:
+    path.write_text(page, encoding="utf-8")
+    path.chmod(0o644)  # a page is there to be shown; a temporary file is its owner's alone

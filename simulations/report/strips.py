@@ -55,6 +55,7 @@ class Strips:
 
     strips: Sequence[Strip]
     note: str
+    all_synthetic: bool = False  # every one of them was drawn, not filmed
 
 
 def make_strips(run: RunStory, show_raw: bool = False, count: int = STRIPS) -> Strips:
@@ -73,7 +74,7 @@ def make_strips(run: RunStory, show_raw: bool = False, count: int = STRIPS) -> S
             strips.append(_strip(anonymizer, row, with_raw))
         except (UnreadableVideo, OSError):
             lost += 1
-    return Strips(strips, _note(strips, lost))
+    return Strips(strips, _note(strips, lost), all(is_synthetic(run.path, row.path) for row in chosen))
 
 
 def run_rows(run: Path) -> list[Row] | None:

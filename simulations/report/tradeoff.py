@@ -48,7 +48,12 @@ def scatter(runs: Sequence[RunStory], task: str, key: str) -> Chart | None:
         note = f"{note} Baselines as judged with {judged[0][0].name}.".strip()
     title = f"What is kept against what is given away: {name_of(task)}"
     return Chart(
-        key, title, _scatter_words(first, task), {"data": traces, "layout": layout}, representation_table(first), note
+        key,
+        title,
+        _scatter_words(first, task),
+        {"data": traces, "layout": layout},
+        representation_table(first, [task]),
+        note,
     )
 
 
@@ -60,7 +65,7 @@ def _groups(judged: Judged) -> list[tuple[str, list[str], dict[str, Any]]]:
     return [
         ("raw video", [RAW], {"symbol": "square", "size": 11, "color": INK, "line": line}),
         (
-            "looks obscured",
+            "obscured pictures",
             [name for name in rest if name not in motion],
             {"symbol": "circle", "size": 10, "color": GREY, "line": line},
         ),
@@ -109,6 +114,7 @@ def _scatter_layout(judged: Judged, task: str, traces: Sequence[Mapping[str, Any
     lows = [value for trace in traces for value in trace["y"]] + ([chances["action"]] if "action" in chances else [])
     layout = blank_layout(440, f"{name_of(task)}: strongest fresh attacker (right is more private)", "action top-1")
     layout["xaxis"] |= {"range": [1.04, -0.04], "tickformat": ".0%"}
+    layout["legend"] |= {"y": 1.07}  # above the corner's name
     layout["yaxis"] |= {"range": [max(-0.02, min(lows) - 0.07), 1.04], "tickformat": ".0%"}
     shapes: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []

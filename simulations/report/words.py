@@ -68,6 +68,11 @@ def interval(figure: Figure | None) -> str:
     return f"{100 * figure.low:.1f}–{100 * figure.high:.1f}"
 
 
+def counted(count: int, thing: str) -> str:
+    """``1 seed``, ``3 seeds``."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def byte_size(count: float | None) -> str:
     """Decimal units, as networks are billed."""
     if count is None:
@@ -102,7 +107,11 @@ def moment(iso: str | None) -> str:
 def headline(run: RunStory) -> Sentence:
     """What the anonymizer keeps and hides, in one sentence."""
     if run.judged is None or (run.judged.main_task is None and run.judged.representations[ANONYMIZED].action is None):
-        state = "finished" if run.finished else f"stands after round {run.rounds_done} of {run.rounds_planned}"
+        state = (
+            "finished"
+            if run.finished
+            else f"stands after round\u00a0{run.rounds_done}\u00a0of\u00a0{run.rounds_planned}"
+        )
         return Sentence(f"Not judged yet: the game {state}, and no fresh network has looked at its videos.")
     judged = run.judged
     seen, task = judged.representations[ANONYMIZED], judged.main_task
@@ -217,6 +226,17 @@ def _told(name: str, place: tuple[Figure, Figure], task: str | None, ours: tuple
 def _overlap(one: Figure, other: Figure) -> bool:
     known = None not in (one.low, one.high, other.low, other.high)
     return known and one.low <= other.high and other.low <= one.high  # type: ignore[operator]
+
+
+def comparison_headline(comparison: ComparisonStory) -> Sentence:
+    """How many of the paired tests hold."""
+    found = [verdict(test) for test in comparison.content.get("tests") or []]
+    if not found:
+        return Sentence("Arms side by side; no paired test was made.")
+    told = {word: found.count(word) for word in (HOLDS, FAILS, UNDECIDED)}
+    words = {HOLDS: "hold", FAILS: "do not", UNDECIDED: "are undecided"}
+    parts = [f"{count} {words[word]}" for word, count in told.items() if count]
+    return Sentence(f"Of {counted(len(found), 'paired test')}, {', '.join(parts)}.")
 
 
 def comparison_sentences(comparison: ComparisonStory) -> list[Sentence]:
