@@ -8,9 +8,7 @@ two anonymizers can be compared on the same videos.
 
 from __future__ import annotations
 
-import copy
 import math
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spact_models.action import ActionName, build_action
-from spact_models.anonymizer import ClipTransform, represent
 from spact_models.attackers import ATTACKERS, Attacker, embedder
+from spact_models.judge_set import BUILDING as BUILDING
+from spact_models.judge_set import JudgeSet as JudgeSet
 from spact_models.losses import nt_xent
 from spact_models.metrics import hits, majority_share, retrieval_hits
 from spact_models.seeds import seed_for, seeded
@@ -32,82 +31,10 @@ from spact_models.views import NO_AUGMENTATION, AugmentConfig, augment_clips, to
 VIEWS = AugmentConfig(crop_min_share=0.6, erase_probability=0.0)  # what a retrieval attacker must see through
 # a classifier's: places and sizes vary, colours are evidence and stay
 GEOMETRY = replace(NO_AUGMENTATION, crop_min_share=0.8, flip_probability=0.5)
-MID_GREY = 128  # what a crop puts where it hides something: neither a person's colour nor a difference's black
 RETRIEVAL_FORMS = ("all", "same_source")
 
-BUILDING = threading.Lock()  # torch's global generator draws a network's weights, and there is one of it
 Key = TypeVar("Key")
 Progress = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class JudgeSet:
-    """Held videos as 8-bit clips: M clips of V videos, and K single views of each video from its start to its end.
-
-    ``labels`` holds class numbers per video, -1 where unknown; the class lists are the caller's. ``group_V`` tells
-    which videos share a source (-1: unknown). What the last three hold is asked for by some protocols only.
-    """
-
-    clips_MTHWC: Tensor  # uint8, lead_in_frames + T frames
-    video_M: Tensor
-    views_VKTHWC: Tensor  # uint8, lead_in_frames + 1 frames
-    labels: Mapping[str, Tensor]
-    group_V: Tensor
-    lead_in_frames: int
-    halves_V2THWC: Tensor | None = None  # uint8: a clip of each video's first half and one of its second
-    person_MTHW: Tensor | None = None  # bool: where the clips show somebody
-    attributes_VA: Tensor | None = None  # yes-or-no attributes: 1, 0, -1 unknown
-
-    @property
-    def videos(self) -> int:
-        return len(self.views_VKTHWC)
-
-    @property
-    def size_px(self) -> int:
-        return self.clips_MTHWC.shape[-2]
-
-    def through(self, transform: ClipTransform, device: torch.device, batch: int = 16) -> JudgeSet:
-        """What an attacker gets: every clip and view transformed, rounded to 8 bits, no lead-in left."""
-        transform = copy.deepcopy(transform).to(device).eval()  # not the caller's: its device is its own business
-        with BUILDING, seeded("release"):  # a transform may add noise
-            return self._released(transform, device, batch)
-
-    def _released(self, transform: ClipTransform, device: torch.device, batch: int) -> JudgeSet:
-        def release(clips_MTHWC: Tensor) -> Tensor:
-            shape = list(clips_MTHWC.shape)
-            shape[1] -= self.lead_in_frames
-            released_MTHWC = torch.empty(shape, dtype=torch.uint8)
-            for start in range(0, len(clips_MTHWC), batch):
-                part = clips_MTHWC[start : start + batch].to(device)
-                with torch.inference_mode():
-                    clip_BCTHW = represent(transform, to_float_BCTHW(part), self.lead_in_frames)
-                    levels = clip_BCTHW.clamp(0, 1).mul(255).round().to(torch.uint8)
-                released_MTHWC[start : start + batch] = levels.permute(0, 2, 3, 4, 1).cpu()
-            return released_MTHWC
-
-        def of_each_video(clips_VKTHWC: Tensor) -> Tensor:
-            released_NTHWC = release(clips_VKTHWC.flatten(0, 1))
-            return released_NTHWC.reshape(*clips_VKTHWC.shape[:2], *released_NTHWC.shape[1:])
-
-        return replace(
-            self,
-            clips_MTHWC=release(self.clips_MTHWC),
-            views_VKTHWC=of_each_video(self.views_VKTHWC),
-            halves_V2THWC=None if self.halves_V2THWC is None else of_each_video(self.halves_V2THWC),
-            person_MTHW=None if self.person_MTHW is None else self.person_MTHW[:, self.lead_in_frames :],
-            lead_in_frames=0,
-        )
-
-    def cropped(self, person: bool) -> JudgeSet:
-        """Only the person left in the clips (``person``), or only what is around: the rest is mid-grey.
-
-        The masks are those of the raw footage: an attacker who knows where somebody stands. Views stay as they are.
-        """
-        if self.person_MTHW is None:
-            raise ValueError("these clips carry no person masks")
-        hidden_MTHW = ~self.person_MTHW if person else self.person_MTHW
-        clips_MTHWC = self.clips_MTHWC.masked_fill(hidden_MTHW[..., None], MID_GREY)
-        return replace(self, clips_MTHWC=clips_MTHWC)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from client.video.cache import FrameCache
 from client.video.decode import Frames
 from client.video.rows import Row
 from client.video.sampling import test_clips
-from spact_models.judge import JudgeSet
+from spact_models.judge_set import JudgeSet, room
 from spact_models.settings import ClipConfig
 
 LEAD_IN = 1  # frames in front of every judged clip, so that anything with a history of one frame can be judged
@@ -48,25 +48,30 @@ def build_set(
     """
     if rows and all(row.is_image for row in rows):
         return _of_images(rows, cache, labels, attributes_VA)
-    clips, views, halves, masks = [], [], [], []
-    for row in rows:
+    size, frames_each = cache.size_px, LEAD_IN + clip.frames
+    clips_MTHWC = room((len(rows) * read.clips, frames_each, size, size, 3))
+    views_VKTHWC = room((len(rows), VIEWS, 2, size, size, 3))
+    halves_V2THWC = room((len(rows), 2, frames_each, size, size, 3)) if read.halves else None
+    masks = torch.zeros(clips_MTHWC.shape[:-1], dtype=torch.bool) if read.masks else None
+    for place, row in enumerate(rows):
         frames = _frames(row, cache, read.blackened)
         index = test_clips(len(frames), clip.frames, clip.stride_frames, LEAD_IN, read.clips)
-        clips.append(frames[index])
-        views.append(frames[_view_frames(len(frames), clip.stride_frames)])
-        if read.halves:
-            halves.append(frames[_half_frames(len(frames), clip)])
-        if read.masks and row.boxes is not None:
-            masks.append(person_mask(read_boxes(row.boxes), index, cache.size_px))
+        mine = slice(place * read.clips, (place + 1) * read.clips)
+        clips_MTHWC[mine] = torch.from_numpy(frames[index])
+        views_VKTHWC[place] = torch.from_numpy(frames[_view_frames(len(frames), clip.stride_frames)])
+        if halves_V2THWC is not None:
+            halves_V2THWC[place] = torch.from_numpy(frames[_half_frames(len(frames), clip)])
+        if masks is not None and row.boxes is not None:
+            masks[mine] = torch.from_numpy(person_mask(read_boxes(row.boxes), index, size))
     return JudgeSet(
-        clips_MTHWC=torch.from_numpy(np.concatenate(clips)),
+        clips_MTHWC=clips_MTHWC,
         video_M=torch.arange(len(rows)).repeat_interleave(read.clips),
-        views_VKTHWC=torch.from_numpy(np.stack(views)),
+        views_VKTHWC=views_VKTHWC,
         labels=labels,
         group_V=_sources(rows),
         lead_in_frames=LEAD_IN,
-        halves_V2THWC=torch.from_numpy(np.stack(halves)) if halves else None,
-        person_MTHW=torch.from_numpy(np.concatenate(masks)) if masks else None,
+        halves_V2THWC=halves_V2THWC,
+        person_MTHW=masks,
         attributes_VA=attributes_VA,
     )
 
