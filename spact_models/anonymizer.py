@@ -103,6 +103,7 @@ class AnonymizerConfig:
     threshold: float = 0.15  # of the one-bit picture: above sensor noise, below a moving limb
     output_noise: float = 0.0  # standard deviation, in training and in use; 0 = same frame, same answer
     output_levels: int = 0  # values each channel may take; 0 = continuous
+    output_cell_px: int = 0  # side of the cells that hold one grey value each; 0 = colours pixel by pixel, the paper's
     base_channels: int = 64  # the paper's
     depth: int = 4  # halvings; the paper's
     patch_px: int = 1  # the U-Net works on patches of this side; 2 quarters its work, 1 is the paper's
@@ -127,6 +128,10 @@ class AnonymizerConfig:
             raise UserError(f"anonymizer.output_noise = {self.output_noise}, must be within 0 and 1 (0 = none)")
         if not (self.output_levels == 0 or 2 <= self.output_levels <= 256):
             raise UserError(f"anonymizer.output_levels = {self.output_levels}, must be 2…256 (0 = continuous)")
+        if self.output_cell_px < 0 or (self.output_cell_px and self.size_px % self.output_cell_px):
+            raise UserError(
+                f"anonymizer.output_cell_px = {self.output_cell_px}, must be 0 (off) or divide size_px = {self.size_px}"
+            )
         for name, least in {"base_channels": 1, "depth": 1, "patch_px": 1, "size_px": 8, "stride_frames": 1}.items():
             if getattr(self, name) < least:
                 raise UserError(f"anonymizer.{name} = {getattr(self, name)}, must be at least {least}")
@@ -289,12 +294,19 @@ class Anonymizer(ClipTransform):
         return per_frame(lambda frames_NCHW: _resized(frames_NCHW, height, width), anonymised).clamp(0.0, 1.0)
 
     def _finish(self, clip_BCTHW: Tensor) -> Tensor:
-        """Noise, then levels: the last things before a frame leaves, alike in training and in use.
+        """Cells, noise, levels: the last things before a frame leaves, alike in training and in use.
+
+        With cells the noise is one value a cell, so that no average over its pixels or colours can take it away.
 
         Noise comes from torch's global generator of the clip's device, which the caller seeds: training and the
         judge so that they can be repeated, use (:meth:`at_any_size`) so that nobody can. The gradient passes through
         rounding as if it were not there.
         """
+        height, width = clip_BCTHW.shape[-2:]
+        cell = self.config.output_cell_px
+        if cell:
+            grey_B1THW = clip_BCTHW.mean(dim=1, keepdim=True)
+            clip_BCTHW = functional.avg_pool3d(grey_B1THW, (1, cell, cell), ceil_mode=True)
         if self.config.output_noise > 0.0:
             noise = self.config.output_noise * torch.randn_like(clip_BCTHW)
             clip_BCTHW = (clip_BCTHW + noise).clamp(0.0, 1.0)
@@ -302,6 +314,9 @@ class Anonymizer(ClipTransform):
             steps = self.config.output_levels - 1
             rounded = torch.round(clip_BCTHW * steps) / steps
             clip_BCTHW = clip_BCTHW + (rounded - clip_BCTHW).detach()
+        if cell:
+            drawn = clip_BCTHW.repeat_interleave(cell, dim=3).repeat_interleave(cell, dim=4)
+            clip_BCTHW = drawn[..., :height, :width].expand(-1, 3, -1, -1, -1)
         return clip_BCTHW
 
 

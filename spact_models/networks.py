@@ -50,6 +50,7 @@ def anonymizer_config(settings: Settings) -> AnonymizerConfig:
         norm=named.norm,
         output_noise=named.output_noise,
         output_levels=named.output_levels,
+        output_cell_px=named.output_cell_px,
         size_px=settings.clip.size_px,
         stride_frames=settings.clip.stride_frames,
     )

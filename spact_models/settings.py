@@ -96,6 +96,7 @@ class NetworksConfig:
     motion_threshold: float = 0.15  # of the one-bit picture: above sensor noise, below a moving limb
     output_noise: float = PRESET  # sigma of Gaussian noise on f_A's output, in training and in use; 0 in the paper
     output_levels: int = 0  # quantise f_A's output to this many levels; 0 = continuous
+    output_cell_px: int = PRESET  # f_A's output as grey cells of this side; 0 = colours pixel by pixel, the paper's
     action: str = PRESET  # r3d18 | r2plus1d18 | mc318 | tiny
     privacy: str = PRESET  # resnet50 | resnet18 | tiny
     norm: str = "group"  # batch only for faithful centralised reproduction: its statistics average badly and leak
@@ -110,7 +111,7 @@ class NetworksConfig:
         _one_of("norm", self.norm, ("group", "batch"))
         _at_least(self, 1, "anonymizer_channels", "anonymizer_depth", "anonymizer_patch_px")
         require(0 < self.motion_threshold < 1, "motion_threshold", self.motion_threshold, "must be between 0 and 1")
-        _at_least(self, 0, "output_noise", "output_levels")
+        _at_least(self, 0, "output_noise", "output_levels", "output_cell_px")
 
 
 @dataclass(frozen=True)

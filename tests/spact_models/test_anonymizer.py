@@ -159,6 +159,32 @@ def test_frames_input_stacks_previous_then_present() -> None:
     assert torch.equal(stacked[:, 3:], raw[:, :, 1:])
 
 
+@pytest.mark.parametrize("size", [16, 15])
+def test_cells_hold_one_grey_value_and_one_draw_of_noise(size: int) -> None:
+    """Against the loop over cells; a size that the cells do not divide has smaller ones at its right and lower edge."""
+    plain = anonymizer(kind="motion").eval()
+    celled, noisy = (anonymizer(kind="motion", output_cell_px=4, output_noise=sigma).eval() for sigma in (0.0, 0.3))
+    for network in (celled, noisy):
+        network.load_state_dict(plain.state_dict())
+    raw = clip(size=size)
+    with torch.no_grad():
+        fine, coarse = plain.transform(raw), celled.transform(raw)
+        grainy = noisy.transform(raw)
+    for top in range(0, size, 4):
+        for left in range(0, size, 4):
+            cell = (..., slice(top, top + 4), slice(left, left + 4))
+            mean_BT = fine[cell].mean(dim=(1, 3, 4))
+            assert torch.allclose(coarse[cell], mean_BT[:, None, :, None, None].expand_as(coarse[cell]), atol=1e-6)
+            assert torch.equal(grainy[cell], grainy[:, :1, :, top : top + 1, left : left + 1].expand_as(grainy[cell]))
+    assert coarse.shape == fine.shape
+    assert 0.1 < float((grainy - coarse)[..., ::4, ::4].std()) < 0.35
+
+
+def test_cells_must_divide_the_working_size() -> None:
+    with pytest.raises(UserError, match="output_cell_px = 5"):
+        AnonymizerConfig(size_px=16, output_cell_px=5)
+
+
 def test_noise_in_use_cannot_be_drawn_again_and_noise_in_training_can() -> None:
     network = Anonymizer(AnonymizerConfig(base_channels=4, depth=1, size_px=16, output_noise=0.2)).eval()
     seen = clip(size=16)
