@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +15,13 @@ import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from client.video.cache import FrameCache
 from client.video.rows import Row, read_rows
 from server.runs import RunFolder
 from simulations.centralized import centralize, play_alone
 from simulations.compare.folder import DATA, VIEWS, ComparisonFolder, mark_begun, write_record
 from simulations.compare.plan import CENTRALIZED, FEDERATED, Cell, Order, Steps
 from simulations.federated import deal_out, simulate
-from simulations.laboratory import Laboratory, export_anonymizer
+from simulations.laboratory import Laboratory, export_anonymizer, keep_rows, summary
 from simulations.protocols.bench import ANONYMIZED
 from simulations.protocols.evaluation import FILE
 from simulations.protocols.suite import Suite, judge_suite
@@ -54,19 +54,15 @@ def make_cell(order: Order) -> Path:
     folder, cell = ComparisonFolder(order.folder), order.cell
     settings = order.plan.settings_of(cell)
     rows = read_rows(folder.path / DATA, must_exist=False)
+    views = read_rows(folder.path / VIEWS, must_exist=False) if order.plan.views else None
     part = folder.begin_cell(cell)
-    training, anonymizer = None, by_name("raw")
-    if cell.trained:
-        views = read_rows(folder.path / VIEWS, must_exist=False) if order.plan.views else None
-        with RunFolder(part, settings.rounds.keep_checkpoints) as run:
-            mark_begun(part)
-            lab = Laboratory(settings, run, rows, order.cache, time.monotonic(), views)
-            training = _train(lab, order)
-            anonymizer = export_anonymizer(run)
-    else:
+    with RunFolder(part, settings.rounds.keep_checkpoints) as run:
         mark_begun(part)
-    judged = _judge(part, order, settings, rows, anonymizer)
-    write_record(part, {"cell": asdict(cell), **judged, "training": None if training is None else asdict(training)})
+        lab = Laboratory(settings, run, rows, order.cache, time.monotonic(), views)
+        training = _train(lab, order) if cell.trained else None
+        judged = _judge(lab, order)
+    cost = None if training is None else asdict(training)
+    write_record(part, {"cell": asdict(cell), "training": cost, **judged})
     return folder.finish_cell(cell)
 
 
@@ -82,6 +78,9 @@ def _train(lab: Laboratory, order: Order) -> Training:
             files = deal_out(lab.run.path, lab.rows, lab.settings, lab.cache_folder, lab.views)
             play_alone(lab, lab.settings, files[cell.site - 1])
     check_steps(order.plan.steps_of(cell), count[0], cell, lab.rows)
+    keep_rows(lab)
+    for state in lab.run.path.glob("sites/*/state"):
+        shutil.rmtree(state)  # f_B and optimizers of every site: larger than all the rest, and of no more use
     lines = lab.run.history()
     return Training(
         steps=count[0],
@@ -120,12 +119,10 @@ def check_steps(wanted: Steps | None, taken: int, cell: Cell, rows: Sequence[Row
         raise RuntimeError(f"{cell.name}: {taken} optimizer steps were taken, {wanted.total} are its share")
 
 
-def _judge(
-    part: Path, order: Order, settings: Settings, rows: Sequence[Row], anonymizer: ClipTransform
-) -> dict[str, Any]:
+def _judge(lab: Laboratory, order: Order) -> dict[str, Any]:
     """Fresh networks on the pooled rows, the same for every arm of a seed; writes the evaluation and the hits."""
-    started = time.monotonic()
-    shown = ANONYMIZED if order.cell.trained else order.cell.arm
+    started, trained = time.monotonic(), order.cell.trained
+    shown = ANONYMIZED if trained else order.cell.arm
     suite = Suite(
         protocol="identity",
         tasks=(order.plan.task,),
@@ -134,10 +131,12 @@ def _judge(
         seeds=(order.cell.seed,),
         retrieval=False,
     )
-    device = pick_device(settings.device)
-    cache = FrameCache(order.cache, settings.clip.size_px)
-    model = _model(order, settings) if order.cell.trained else None
-    evaluation, hits = judge_suite(anonymizer, settings, rows, cache, device, suite, progress=False, model=model)
+    device = pick_device(lab.settings.device)
+    anonymizer: ClipTransform = export_anonymizer(lab.run) if trained else by_name("raw")
+    model = _model(order, lab.settings) if trained else None
+    evaluation, hits = judge_suite(
+        anonymizer, lab.settings, lab.rows, lab.cache, device, suite, progress=False, model=model
+    )
     kept: dict[str, Any] = {
         f"{task}/{name}": np.asarray(hit, dtype=bool)
         for task, answers in hits[shown].items()
@@ -145,9 +144,12 @@ def _judge(
     }
     if "action/action" not in kept or not any(key.startswith(f"{order.plan.task}/") for key in kept):
         raise UserError(f"{order.cell.name}: the judge could ask about {', '.join(kept) or 'nothing'} only")
-    with (part / HITS).open("wb") as file:
+    with (lab.run.path / HITS).open("wb") as file:
         np.savez_compressed(file, **kept)
-    evaluation.write(part / FILE)
+    evaluation.write(lab.run.path / FILE)
+    if trained:
+        sites = order.plan.sites if order.cell.arm == FEDERATED else 1
+        lab.run.write_summary(summary(lab, evaluation, sites, order.cell.arm, device))
     return {
         "judge_seconds": round(time.monotonic() - started, 2),
         "judge_peak_rss_mb": round(peak_rss_mb(), 1),

@@ -189,3 +189,39 @@ def test_views_from_another_source_are_dealt_out_once_each_and_written_beside_th
         assert [row.path for row in read_rows(site.views_manifest, must_exist=False)] == [row.path for row in share]
     with pytest.raises(UserError, match=r"--views holds 3 rows.*need at least 4"):
         deal_views(views[:3], 2, seed=3)
+
+
+def test_a_column_and_a_concentration_mix_that_columns_values_site_by_site():
+    rows = make_rows()
+    same = deal(rows, sites=3, partition_by="action", alpha=0.7)
+    assert [paths(share) for share in deal(rows, sites=3, partition_by="action:0.7", alpha=9.0)] == [
+        paths(share) for share in same
+    ]
+    even, skewed = (deal(rows, sites=2, partition_by=f"identity:{alpha}") for alpha in (1000, 0.1))
+    assert sorted(path for share in skewed for path in paths(share)) == sorted(paths(rows))
+
+    def share_of_first(dealt, name):
+        held = [sum(row.attributes["identity"] == name for row in share) for share in dealt]
+        return held[0] / sum(held)
+
+    names = {row.attributes["identity"] for row in rows}
+    assert max(abs(share_of_first(even, name) - 0.5) for name in names) < 0.3  # the last site gets the rounding
+    assert max(abs(share_of_first(skewed, name) - 0.5) for name in names) > 0.45
+    assert paths(deal(rows, sites=2, partition_by="source:0.5")[0]) != paths(deal(rows, sites=2, partition_by="iid")[0])
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ("action:0", "must be above 0"),
+        ("action:-1", "must be above 0"),
+        ("action:nan", "must be above 0"),
+        ("iid:0.3", "name the column to mix"),
+        (":0.3", "name the column to mix"),
+        ("weather:0.3", "must be one of: iid, site, source, action, identity"),
+        ("action:", "must be one of"),
+    ],
+)
+def test_a_mix_that_cannot_be_is_refused(way, message):
+    with pytest.raises(UserError, match=message):
+        deal(make_rows(), sites=2, partition_by=way)
