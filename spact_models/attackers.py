@@ -76,6 +76,8 @@ class SmallViT(nn.Module):
             num_classes=classes,
             conv_stem_configs=[ConvStemConfig(width, 3, 2, norm_layer=norm) for width in widths],
         )
+        # torchvision starts the head at nought: behind the projection's ReLU it would never get a gradient
+        nn.init.normal_(self.vit.heads.head.weight, std=0.02)
 
     def forward(self, frames_NCHW: Tensor) -> Tensor:
         frames_NCHW = self.input_norm(frames_NCHW)

@@ -236,12 +236,14 @@ def _known_binary_cross_entropy(logits_BA: Tensor, labels_BA: Tensor) -> Tensor:
     return each_BA / known_BA.sum().clamp(min=1)
 
 
-def side_by_side(jobs: Mapping[Key, Callable[[], Any]], device: torch.device) -> dict[Key, Any]:
+def side_by_side(
+    jobs: Mapping[Key, Callable[[], Any]], device: torch.device, on_failure: Progress = lambda: None
+) -> dict[Key, Any]:
     """Run independent jobs at the same time on a CPU's cores, one after the other on a GPU.
 
     Small networks do not keep several cores busy with one step: on 2 cores, two of them side by side with one thread
     each take two thirds of the time of one after the other with two threads. When one fails, or the user interrupts,
-    those that wait are not begun.
+    those that wait are not begun, and ``on_failure`` is called, which may tell those that run.
     """
     threads = torch.get_num_threads()
     workers = 1 if device.type != "cpu" else max(1, min(threads, len(jobs)))
@@ -253,9 +255,11 @@ def side_by_side(jobs: Mapping[Key, Callable[[], Any]], device: torch.device) ->
         try:
             done = {key: future.result() for key, future in running.items()}
         except BaseException:
+            on_failure()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    torch.set_num_threads(threads)
+        finally:
+            torch.set_num_threads(threads)
     return done
 
 

@@ -37,7 +37,7 @@ def attacked(
     stop = threading.Event()
 
     def step() -> None:
-        if stop.is_set():
+        if stop.is_set():  # one beside this failed, or the user interrupted
             raise KeyboardInterrupt
         bar.update()
 
@@ -53,11 +53,7 @@ def attacked(
         if bench.attributed is not None and (seen := _seen(bench, released, name, transform, device)) is not None:
             for attacker in on_attributes(suite, seen):
                 jobs["attributes", attacker, seed] = partial(seeded.attributes, *seen, attacker)
-    try:
-        return side_by_side(dict(sorted(jobs.items(), key=_longest_first)), device)
-    except BaseException:
-        stop.set()  # those that run beside the one that failed
-        raise
+    return side_by_side(dict(sorted(jobs.items(), key=_longest_first)), device, stop.set)
 
 
 def _video_jobs(

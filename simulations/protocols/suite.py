@@ -94,6 +94,7 @@ def judge_suite(
             chance={**before.chance, **evaluation.chance},
             rounds=before.rounds,
             seconds=before.seconds,
+            created=before.created,
         )
     spent = evaluation.seconds
     hits: Hits = {}

@@ -2,21 +2,28 @@
 
 import copy
 import math
+import threading
+from functools import partial
 
 import pytest
 import torch
 
+from spact_models import judge_set
 from spact_models.anonymizer import Anonymizer, AnonymizerConfig, represent
-from spact_models.judge import FrameByFrame, Judge, JudgeSet, attackers, chance
+from spact_models.attackers import ATTACKERS
+from spact_models.errors import UserError
+from spact_models.judge import Judge, JudgeSet, chance, side_by_side
+from spact_models.judge_set import MID_GREY, room
 from spact_models.obfuscations import by_name
 from spact_models.settings import JudgeConfig
 from spact_models.views import to_float_BCTHW
 
 COLORS = torch.tensor([[220, 40, 40], [40, 200, 60], [50, 70, 230]], dtype=torch.uint8)
 CPU = torch.device("cpu")
+PAIR = ("frame-convnet", "video-tiny")
 
 
-def make_set(videos, seed, clips=2, frames=4, size=16, lead_in=1):
+def make_set(videos, seed, clips=2, frames=4, size=16, lead_in=1, stripe=True):
     """Squares on grey: colour is the look, direction of sliding the action, a faint stripe tells the video."""
     generator = torch.Generator().manual_seed(seed)
     look = torch.arange(videos) % 3
@@ -24,7 +31,8 @@ def make_set(videos, seed, clips=2, frames=4, size=16, lead_in=1):
 
     def scene(video, start, length):
         out = torch.full((length, size, size, 3), 90, dtype=torch.uint8)
-        out[:, :, video % size] = 40 + 9 * video
+        if stripe:
+            out[:, :, video % size] = 40 + 9 * video
         for t in range(length):
             place = (start + 2 * t) % (size - 5)
             y, x = (place, 5) if action[video] else (5, place)
@@ -41,12 +49,21 @@ def make_set(videos, seed, clips=2, frames=4, size=16, lead_in=1):
         labels={"action": action, "look": look},
         group_V=torch.arange(videos) % 2,
         lead_in_frames=lead_in,
+        halves_V2THWC=torch.stack(
+            [torch.stack([scene(v, start, lead_in + frames) for start in (0, 12)]) for v in range(videos)]
+        ),
+        person_MTHW=torch.stack(clip_list).sub(90).ne(0).any(dim=-1),
+        attributes_VA=torch.stack([look == 0, action == 1], dim=1).to(torch.int8),
     )
 
 
 def make_judge(steps=40, **more):
     config = JudgeConfig(steps=steps, batch=12, lr=3e-3, train_clips=2, test_clips=2)
-    return Judge(config, "tiny", "tiny", CPU, 5, **more)
+    return Judge(config, "tiny", CPU, 5, **more)
+
+
+def attack(judge, train, test, task, names=PAIR):
+    return {name: judge.attack(train, test, task, name).top1 for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +76,12 @@ def relabelled(judged, task, labels):
 
 
 def test_every_attacker_learns_what_is_there(sets):
-    answers = make_judge().attack(*sets, "look")
-    assert answers.keys() == attackers("tiny", "tiny", 3).keys() == {"frame-tiny", "video-tiny"}
+    answers = attack(make_judge(), *sets, "look")
     assert all(value > 0.9 for value in answers.values())
 
 
 def test_the_action_network_learns_the_motion(sets):
-    assert make_judge(steps=60).utility(*sets) > 0.9
+    assert make_judge(steps=60).action(*sets).top1 > 0.9
 
 
 def test_nobody_learns_what_is_not_there(sets):
@@ -76,7 +92,7 @@ def test_nobody_learns_what_is_not_there(sets):
     for _ in range(3):
         shuffled = relabelled(train, "look", torch.randint(3, (18,), generator=generator))
         asked = relabelled(test, "look", torch.randint(3, (12,), generator=generator))
-        scores += make_judge(steps=25).attack(shuffled, asked, "look").values()
+        scores += attack(make_judge(steps=25), shuffled, asked, "look").values()
     assert sum(scores) / len(scores) < 0.6
 
 
@@ -85,15 +101,15 @@ def test_what_a_transform_takes_away_cannot_be_learned():
     train, test = (
         make_set(videos, seed).through(by_name("difference1bit"), CPU) for videos, seed in ((18, 1), (12, 2))
     )
-    assert max(make_judge().attack(train, test, "look").values()) < 0.75
+    assert max(attack(make_judge(), train, test, "look").values()) < 0.75
 
 
 def test_the_same_judge_gives_the_same_answer_and_touches_nobodys_randomness(sets):
     torch.manual_seed(1)
-    first = make_judge(steps=4).attack(*sets, "look")
+    first = attack(make_judge(steps=4), *sets, "look")
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    assert make_judge(steps=4).attack(*sets, "look") == first
+    assert attack(make_judge(steps=4), *sets, "look") == first
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -101,7 +117,8 @@ def test_unknown_labels_are_neither_learned_nor_asked(sets):
     train, test = sets
     blind = relabelled(train, "look", torch.where(torch.arange(18) < 9, train.labels["look"], -1))
     asked = relabelled(test, "look", torch.where(torch.arange(12) == 7, test.labels["look"], -1))
-    assert all(value in (0.0, 1.0) for value in make_judge(steps=5).attack(blind, asked, "look").values())  # one video
+    answer = make_judge(steps=5).attack(blind, asked, "look", "frame-convnet")
+    assert len(answer.hit_V) == len(answer.scores_VK) == len(answer.labels_V) == 1
     assert chance(asked, "look") == 1.0
 
 
@@ -124,36 +141,99 @@ def test_a_videos_score_is_the_mean_over_its_clips():
     clips[:, :, :, :, 0] = torch.tensor([102, 102, 255, 255, 26])[:, None, None, None]  # 0.4 0.4 1.0 | 1.0 0.1
     views = torch.zeros(2, 2, 1, 8, 8, 3, dtype=torch.uint8)
     made = JudgeSet(clips, torch.tensor([0, 0, 0, 1, 1]), views, {}, torch.zeros(2), 0)
-    scores = make_judge()._scores(Reads(), made)
+    scores = make_judge()._scores(Reads(), made, lambda logits: logits.softmax(dim=1))
     torch.testing.assert_close(scores[:, 1], torch.tensor([0.6, 0.551]), atol=2e-3, rtol=0)
 
 
-def test_retrieval_matches_starts_to_ends_of_videos_that_look_alike(sets):
-    found = make_judge(steps=60).retrieval(*sets)
-    assert found["all_chance"] == pytest.approx(1 / 12)
-    assert found["same_source_chance"] == pytest.approx(1 / 6)
-    assert found["same_source_queries"] == 12
-    assert found["all"] > 3 * found["all_chance"]
-    assert found["same_source"] >= found["all"]  # fewer candidates cannot be harder
+@pytest.mark.parametrize("attacker", [*PAIR, "frame-vit"])
+def test_retrieval_matches_starts_to_ends_of_videos_that_look_alike(sets, attacker):
+    found = make_judge(steps=60).retrieval(*sets, attacker)
+    assert found["all"].chance == pytest.approx(1 / 12)
+    assert found["same_source"].chance == pytest.approx(1 / 6)
+    assert len(found["all"].hit_V) == len(found["same_source"].hit_V) == 12
+    assert found["all"].top1 > 2 * found["all"].chance
+    assert found["same_source"].top1 >= found["all"].top1  # fewer candidates cannot be harder
 
 
-def test_retrieval_of_blank_frames_scores_chance(sets):
-    blank = [JudgeSet(**{**vars(one), "views_VKTHWC": torch.zeros_like(one.views_VKTHWC)}) for one in sets]
-    found = make_judge(steps=3).retrieval(*blank)
-    assert found["all"] == pytest.approx(found["all_chance"])
-    assert found["same_source"] == pytest.approx(found["same_source_chance"])
+@pytest.mark.parametrize("attacker", PAIR)
+def test_retrieval_of_blank_frames_scores_chance(sets, attacker):
+    def blank(held):
+        empty = {name: torch.zeros_like(getattr(held, name)) for name in ("views_VKTHWC", "halves_V2THWC")}
+        return JudgeSet(**{**vars(held), **empty})
+
+    found = make_judge(steps=3).retrieval(*map(blank, sets), attacker)
+    assert found["all"].top1 == pytest.approx(found["all"].chance)
+    assert found["same_source"].top1 == pytest.approx(found["same_source"].chance)
+
+
+def test_a_video_level_retrieval_sees_the_halves_and_nothing_else(sets):
+    """Views blackened: no change. Halves exchanged among the videos: another answer."""
+    judge = make_judge(steps=3)
+    first = judge.retrieval(*sets, "video-tiny")["all"].hit_V
+    without = [JudgeSet(**{**vars(one), "views_VKTHWC": torch.zeros_like(one.views_VKTHWC)}) for one in sets]
+    assert torch.equal(judge.retrieval(*without, "video-tiny")["all"].hit_V, first)
+    bare = [JudgeSet(**{**vars(one), "halves_V2THWC": None}) for one in sets]
+    with pytest.raises(ValueError, match="halves"):
+        judge.retrieval(*bare, "video-tiny")
+
+
+def test_attributes_are_learned_together(sets):
+    train, test = sets
+    known = make_judge(steps=60).attributes(train, test, "frame-convnet")
+    assert known.scores_VK.shape == known.labels_V.shape == (12, 2)
+    assert ((known.scores_VK[:, 0] > 0.5) == (known.labels_V[:, 0] == 1)).all()  # red or not: seen in a frame
+
+
+def test_the_known_loss_is_the_loop_over_what_is_known():
+    from spact_models.judge import _known_binary_cross_entropy
+
+    logits, labels = torch.tensor([[0.3, -2.0], [1.5, 0.1]]), torch.tensor([[1, -1], [0, 1]])
+    each = [
+        math.log(1 + math.exp(-float(logits[b, a]) if labels[b, a] == 1 else float(logits[b, a])))
+        for b in range(2)
+        for a in range(2)
+        if labels[b, a] >= 0
+    ]
+    assert float(_known_binary_cross_entropy(logits, labels)) == pytest.approx(sum(each) / 3)
+    assert float(_known_binary_cross_entropy(logits, torch.full((2, 2), -1))) == 0.0
+
+
+def test_crops_keep_the_person_or_the_place(sets):
+    _, test = sets
+    person, place = test.cropped(True), test.cropped(False)
+    mask = test.person_MTHW
+    assert mask.shape == test.clips_MTHWC.shape[:-1]  # the lead-in has left the masks, too
+    assert 0.05 < mask.float().mean() < 0.5
+    for crop, kept in ((person, mask), (place, ~mask)):
+        assert torch.equal(crop.clips_MTHWC[kept], test.clips_MTHWC[kept])
+        assert (crop.clips_MTHWC[~kept] == MID_GREY).all()
+        assert torch.equal(crop.views_VKTHWC, test.views_VKTHWC)
+    with pytest.raises(ValueError, match="masks"):
+        JudgeSet(**{**vars(test), "person_MTHW": None}).cropped(True)
+
+
+def test_a_person_is_known_from_the_person_and_not_from_the_place():
+    judge = make_judge()
+    sets = [make_set(videos, seed, stripe=False).through(by_name("raw"), CPU) for videos, seed in ((18, 1), (12, 2))]
+    person, place = (
+        attack(judge, *(one.cropped(keep) for one in sets), "look", ["frame-convnet"])["frame-convnet"]
+        for keep in (True, False)
+    )
+    assert person > 0.9
+    assert place < 0.75
 
 
 def test_early_views_are_held_against_late_ones(sets):
     _, test = sets
 
     class Mean(torch.nn.Module):
-        def forward(self, frames_NCHW):
-            return torch.stack([frames_NCHW.mean(dim=(1, 2, 3)), torch.ones(len(frames_NCHW))], dim=1)
+        def forward(self, clip_NCTHW):
+            return torch.stack([clip_NCTHW.mean(dim=(1, 2, 3, 4)), torch.ones(len(clip_NCTHW))], dim=1)
 
     levels = torch.tensor([10, 30, 200, 220], dtype=torch.uint8)
     views = levels[None, :, None, None, None, None].expand(12, 4, 1, 8, 8, 3).contiguous()
-    early, late = make_judge()._halves(Mean(), JudgeSet(**{**vars(test), "views_VKTHWC": views}))
+    judged = JudgeSet(**{**vars(test), "views_VKTHWC": views})
+    early, late = make_judge()._ends(Mean(), ATTACKERS["frame-convnet"], judged)
     torch.testing.assert_close(early[:, 0] / early[:, 1], torch.full((12,), 20 / 255))
     torch.testing.assert_close(late[:, 0] / late[:, 1], torch.full((12,), 210 / 255))
 
@@ -169,6 +249,7 @@ def test_an_attacker_gets_8_bit_frames_without_lead_in(kind):
     assert out.clips_MTHWC.dtype == out.views_VKTHWC.dtype == torch.uint8
     assert out.clips_MTHWC.shape == (14, 4, 16, 16, 3)
     assert out.views_VKTHWC.shape == (7, 4, 1, 16, 16, 3)
+    assert out.halves_V2THWC.shape == (7, 2, 4, 16, 16, 3)
     assert out.videos == 7
     with torch.no_grad():
         clips = represent(f_A.eval(), to_float_BCTHW(raw.clips_MTHWC), 1).permute(0, 2, 3, 4, 1) * 255
@@ -190,28 +271,52 @@ def test_raw_is_the_frames_themselves():
     assert torch.equal(out.views_VKTHWC, raw.views_VKTHWC[:, :, 1:])
 
 
-def test_a_frame_attacker_is_the_mean_of_its_frames_log_probabilities():
-    torch.manual_seed(0)
-    picture = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 5))
-    network, clip = FrameByFrame(picture).eval(), torch.rand(2, 3, 6, 8, 8)
-    expected = torch.stack([picture(clip[:, :, t]).log_softmax(1) for t in range(6)]).mean(0)
-    torch.testing.assert_close(network(clip), expected)
-    seen = []
-    picture.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    network.train()(clip)
-    assert seen == [2 * 2]  # two frames of each clip in a step
-
-
-def test_steps_are_counted_as_announced(sets):
+def test_every_network_takes_the_steps_of_its_budget(sets):
     done = []
     judge = make_judge(steps=3, on_step=lambda: done.append(1))
-    judge.utility(*sets)
-    judge.attack(*sets, "look")
-    judge.retrieval(*sets)
-    assert len(done) == judge.steps_of(attributes=1, with_action=True, with_retrieval=True) == 3 * 4
+    judge.action(*sets)
+    judge.attack(*sets, "look", "frame-convnet")
+    judge.attributes(*sets, "frame-convnet")
+    judge.retrieval(*sets, "frame-convnet")
+    assert len(done) == 3 * 4
+
+
+def test_jobs_that_wait_are_not_begun_when_one_fails():
+    begun, told = [], threading.Event()
+    threads = torch.get_num_threads()
+
+    def fail():
+        raise RuntimeError("the first")
+
+    def wait(number):
+        begun.append(number)
+        assert told.wait(60)
+
+    torch.set_num_threads(2)
+    try:
+        jobs = {0: fail, **{number: partial(wait, number) for number in range(1, 9)}}
+        with pytest.raises(RuntimeError, match="the first"):
+            side_by_side(jobs, CPU, told.set)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert len(begun) < 8
 
 
 def test_bf16_on_the_cpu_judges_in_float32(sets):
     """Its gradients of 3-D convolutions are not to be trusted there; see Judge._autocast."""
-    answers = [make_judge(steps=5, precision=precision).attack(*sets, "look") for precision in ("fp32", "bf16")]
+    answers = [attack(make_judge(steps=5, precision=precision), *sets, "look") for precision in ("fp32", "bf16")]
     assert answers[0] == answers[1]
+
+
+def test_many_frames_lie_on_a_disk_and_leave_nothing_behind(tmp_path, monkeypatch):
+    raw = make_set(7, 3)
+    expected = raw.through(by_name("greyscale"), CPU)
+    monkeypatch.setattr(judge_set, "LARGE_BYTES", 100)
+    monkeypatch.setattr(judge_set.tempfile, "tempdir", str(tmp_path))
+    found = raw.through(by_name("greyscale"), CPU)
+    assert torch.equal(found.clips_MTHWC, expected.clips_MTHWC)
+    assert torch.equal(found.views_VKTHWC, expected.views_VKTHWC)
+    assert not list(tmp_path.iterdir())  # no name is left that somebody else could open
+    with pytest.raises(UserError, match=r"GiB of frames to judge: .* has no room"):
+        room((2**20, 2**30))

@@ -1,0 +1,100 @@
+"""evaluation.json: what is written comes back, figures are what they say, other files are refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from simulations.protocols.evaluation import Attack, Evaluation, Figure, Represented, known, read_evaluation
+from simulations.protocols.text import attackers_table, reconstruction_table, table
+from spact_models.errors import UserError
+from spact_models.metrics import bootstrap_interval
+
+
+def figure(*per_seed):
+    return Figure.of(per_seed, (min(per_seed) - 0.1, max(per_seed) + 0.1))
+
+
+def evaluation():
+    strong = Attack("top1", {"frame-convnet": figure(0.2, 0.4), "video-tiny": figure(0.5, 0.7)})
+    several = Attack("cmap", {"frame-vit": figure(0.4)}, {"frame-vit": figure(0.3)})
+    rebuilt = {"psnr_db": figure(21.5), "identity": None}
+    return Evaluation(
+        protocol="identity",
+        seeds=(0, 1),
+        budget={"steps": 300},
+        action_network="tiny",
+        data={"train_videos": 5, "test_videos": 3},
+        chance={"action": 0.25, "identity": 0.125, "attributes": None},
+        representations={
+            "raw": Represented(figure(0.9, 0.8), {"identity": strong, "attributes": several}, rebuilt),
+            "anonymized": Represented(None, {"identity": strong}),
+        },
+        not_measured=("retrieval: needs two videos",),
+        rounds=({"round": 3, "action": figure(0.5), "attacks": {"identity": strong}},),
+        model={"kind": "motion"},
+        created="2026-11-25T02:00:00+00:00",
+        key="abc",
+    )
+
+
+def test_what_is_written_comes_back(tmp_path):
+    made = evaluation()
+    made.write(tmp_path / "e.json")
+    assert read_evaluation(tmp_path / "e.json") == made
+    data = json.loads((tmp_path / "e.json").read_text())
+    assert (data["format"], data["format_version"]) == ("fedspact-evaluation", 1)
+    raw = data["representations"]["raw"]
+    assert raw["action"] == {"mean": 0.85, "sd": 0.0707, "low": 0.7, "high": 1.0, "per_seed": [0.9, 0.8]}
+    assert raw["attacks"]["identity"]["strongest"] == "video-tiny"
+    assert raw["attacks"]["attributes"].keys() == {"metric", "strongest", "attackers", "f1"}
+    assert raw["reconstruction"]["identity"] is None
+    assert data["representations"]["anonymized"]["reconstruction"] is None
+    assert data["rounds"][0].keys() == {"round", "action", "attacks"}
+    assert data["seeds"] == [0, 1]
+
+
+def test_a_figure_is_the_mean_over_seeds_and_its_interval_that_of_the_videos():
+    hits = np.random.default_rng(0).random((3, 40)) < 0.6
+    made = Figure.of_hits(hits)
+    assert made.mean == pytest.approx(hits.mean(), abs=1e-4)
+    assert made.sd == pytest.approx(hits.mean(axis=1).std(ddof=1), abs=1e-4)
+    assert (made.low, made.high) == pytest.approx(bootstrap_interval(hits), abs=1e-4)
+    assert Figure.of_hits(hits[:1]).sd is None
+    assert (known(float("nan")), known(0.123456)) == (None, 0.1235)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "not an evaluation that can be read"),
+        ("[1]", "not an evaluation of fedspact"),
+        ('{"format": "fedspact-run"}', "not an evaluation of fedspact"),
+        ('{"format": "fedspact-evaluation", "format_version": 9}', "format_version = 9, this fedspact reads 1"),
+        ('{"format": "fedspact-evaluation", "format_version": 1}', "damaged"),
+    ],
+)
+def test_other_files_are_refused_in_one_sentence(tmp_path, content, told):
+    (tmp_path / "e.json").write_text(content)
+    with pytest.raises(UserError, match=told):
+        read_evaluation(tmp_path / "e.json")
+    with pytest.raises(UserError, match="No such file"):
+        read_evaluation(tmp_path / "none.json")
+
+
+def test_tables_show_the_strongest_all_attackers_and_a_dash_for_nothing():
+    made = evaluation()
+    lines = table(made).splitlines()
+    assert lines[0].split() == ["action", "↑", "identity", "↓", "attributes", "↓"]
+    assert [line.split() for line in lines[2:]] == [
+        ["raw", "0.850", "0.600", "0.400"],
+        ["anonymized", "–", "0.600", "–"],
+        ["chance", "0.250", "0.125", "–"],
+    ]
+    assert "0.600 [0.400, 0.800]" in table(made, intervals=True)
+    assert len({len(line) for line in lines}) == 1
+    listed = attackers_table(made)
+    assert "0.300" in listed
+    assert "0.600*" in listed
+    assert reconstruction_table(made).splitlines()[-1].split() == ["raw", "21.500", "–"]
+    assert reconstruction_table(Evaluation(**{**vars(made), "representations": {}})) == ""
