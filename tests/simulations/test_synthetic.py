@@ -179,6 +179,14 @@ def test_rules_of_the_table(config: SynthConfig) -> None:
     assert len(set(cast)) == config.identities
 
 
+@pytest.mark.parametrize("share", [0.22, 0.61])
+def test_the_share_of_test_videos_is_each_persons(share: float) -> None:
+    scenes, _ = plan_set(SynthConfig(clips=480, identities=12, sites=3, test_share=share))
+    for person in range(12):
+        splits = [scene.split for scene in scenes if scene.identity == person]
+        assert splits.count("test") == round(share * len(splits))
+
+
 def test_sites_differ_in_actions_and_people_and_alpha_governs_how_much() -> None:
     def spread(alpha: float, key: Callable[[Scene], object]) -> float:
         """Mean total variation between two sites' mixes."""
@@ -301,6 +309,7 @@ def test_the_light_changes_by_up_to_seven_percent() -> None:
         ({"fps": 0.0}, "--fps = 0.0"),
         ({"fps": float("nan")}, "--fps = nan"),
         ({"alpha": 0.0}, "--alpha = 0.0"),
+        ({"test_share": 1.0}, "--test-share = 1.0"),
         ({"camera": "handheld"}, "--camera = 'handheld', must be one of jitter, static"),
         ({"show": "half"}, "--show = 'half'"),
     ],
