@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +68,44 @@ def before_after_sheet(
 def before_after_film(anonymizer: Anonymizer, rows: Sequence[Row], path: Path, fps: float = 12.5) -> int:
     """An MP4: raw on the left, anonymised on the right, one row after the other. Returns the number of frames."""
     return write_video(path, _film(anonymizer, rows), fps)
+
+
+def inversion_sheet(
+    raw_NHWC: np.ndarray,
+    restored: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    path: Path,
+    captions: Mapping[str, str] | None = None,
+    tile_px: int = TILE_PX,
+) -> None:
+    """A PNG: the raw frames above, and for each representation what was seen of them and what an attacker restored.
+
+    ``restored`` maps a representation's name to (seen, restored), each uint8 (N,H,W,3) like ``raw_NHWC``, one column a
+    frame; ``captions`` adds a line of figures under a restored row's name.
+
+    Raises ValueError: rows of different shapes.
+    """
+    lines = [("raw", "", raw_NHWC)]
+    for name, both in restored.items():
+        for frames_NHWC in both:
+            if frames_NHWC.shape != raw_NHWC.shape or frames_NHWC.dtype != np.uint8:
+                raise ValueError(f"{name}: {frames_NHWC.dtype} {frames_NHWC.shape}, must be uint8 {raw_NHWC.shape}")
+        lines += [(name, "", both[0]), ("restored", (captions or {}).get(name, ""), both[1])]
+    font, small = ImageFont.load_default(14), ImageFont.load_default(12)
+    words = max(font.getlength(name) for name, _, _ in lines)
+    margin = int(max(words, *(small.getlength(line) for _, line, _ in lines))) + 3 * GAP_PX
+    tiles = [[_fit(frame, tile_px) for frame in frames_NHWC] for _, _, frames_NHWC in lines]
+    wide, high = tiles[0][0].width + GAP_PX, tiles[0][0].height + GAP_PX
+    between = 2 * GAP_PX  # before each representation
+    tops = [GAP_PX + place * high + (place + 1) // 2 * between for place in range(len(lines))]
+    sheet = Image.new("RGB", (margin + len(raw_NHWC) * wide, tops[-1] + high), PAPER)
+    pencil = ImageDraw.Draw(sheet)
+    for top, (name, figures, _), row in zip(tops, lines, tiles, strict=True):
+        pencil.text((GAP_PX, top + high / 2 - 18), name, fill=INK, font=font)
+        pencil.text((GAP_PX, top + high / 2), figures, fill=INK, font=small)
+        for place, tile in enumerate(row):
+            sheet.paste(tile, (margin + place * wide, top))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, optimize=True)
 
 
 def _film(anonymizer: Anonymizer, rows: Sequence[Row]) -> Iterator[np.ndarray]:

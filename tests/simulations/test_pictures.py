@@ -7,7 +7,15 @@ from PIL import Image
 
 from client.video.decode import probe, stream_video
 from client.video.rows import read_rows
-from simulations.pictures import anonymized_frames, before_after_film, before_after_sheet, choose_rows
+from simulations.pictures import (
+    GAP_PX,
+    PAPER,
+    anonymized_frames,
+    before_after_film,
+    before_after_sheet,
+    choose_rows,
+    inversion_sheet,
+)
 from spact_models.anonymizer import Anonymizer, AnonymizerConfig
 
 
@@ -96,3 +104,25 @@ def test_the_chosen_rows_differ(squares):
     assert len({row.attributes["identity"] for row in chosen}) == 2
     assert len(choose_rows(rows, 99)) == 4
     assert choose_rows(list(reversed(rows)), 3) == choose_rows(rows, 3)
+
+
+def test_an_inversion_sheet_shows_every_row_in_its_place(tmp_path):
+    """Frames of one colour each: the tiles' middles, read back from the file, are those colours in order."""
+    colours = np.random.default_rng(0).integers(0, 256, (5, 3, 3), dtype=np.uint8)  # row, column, RGB
+    rows = np.broadcast_to(colours[:, :, None, None], (5, 3, 32, 48, 3)).copy()
+    captions = {"pixelate": "24.5 dB, a line that is longer than all names"}
+    shown = {"pixelate": (rows[1], rows[2]), "anonymized": (rows[3], rows[4])}
+    inversion_sheet(rows[0], shown, tmp_path / "new" / "sheet.png", captions, tile_px=60)
+    sheet = np.asarray(Image.open(tmp_path / "new" / "sheet.png").convert("RGB"))
+    margin = sheet.shape[1] - 3 * (90 + GAP_PX)
+    for place in range(5):
+        top = GAP_PX + place * (60 + GAP_PX) + (place + 1) // 2 * 2 * GAP_PX
+        for column in range(3):
+            left = margin + column * (90 + GAP_PX)
+            tile = sheet[top : top + 60, left : left + 90]
+            assert np.array_equal(tile, np.broadcast_to(colours[place, column], tile.shape))
+        words = sheet[top : top + 60, :margin]
+        assert (words != PAPER).any()  # the row's name
+        assert (words[:, -GAP_PX:] == PAPER).all()  # which ends before the pictures begin
+    with pytest.raises(ValueError, match="anonymized: uint8"):
+        inversion_sheet(rows[0], {"anonymized": (rows[1], rows[2][:2])}, tmp_path / "bad.png")
