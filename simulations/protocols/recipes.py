@@ -12,7 +12,7 @@ from pathlib import Path
 
 from client.video import hmdb51, pa_hmdb51, ucf101, vispr
 from client.video.folders import Tree
-from client.video.rows import Row
+from client.video.rows import IMAGE_SUFFIXES, Row
 from spact_models.attackers import DEFAULTS
 from spact_models.errors import UserError
 from spact_models.presets import PRESETS
@@ -55,20 +55,30 @@ def read_recipe(name: str, root: Path, attributes: Sequence[str] = ()) -> tuple[
 
 
 def _find(root: Path, *wanted: tuple[str, ...]) -> list[Path]:
-    """For each tuple of names the folder that has one of them, in ``root`` or one level below; all or UserError."""
+    """For each tuple of names the folder that has one of them, in ``root`` or up to two levels below; all or UserError.
+
+    Of VISPR's folders those that hold images: the labels lie in folders of the same names.
+    """
     found: list[Path] = []
     missing: list[str] = []
     for names in wanted:
-        places = [place for name in names for place in (root / name, *sorted(root.glob(f"*/{name}"))) if place.is_dir()]
+        places = [
+            place for name in names for form in ("", "*/", "*/*/") for place in sorted(root.glob(f"{form}{name}"))
+        ]
+        places = [place for place in places if place.is_dir() and (names not in VISPR or _holds_images(place))]
         if places:
             found.append(places[0])
         else:
             missing.append(" or ".join(names))
     if missing:
         raise UserError(
-            f"--root = {str(root)!r} holds no folder {', no folder '.join(missing)} (looked one level deep)"
+            f"--root = {str(root)!r} holds no folder {', no folder '.join(missing)} (looked two levels deep)"
         )
     return found
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.iterdir())
 
 
 def _ucf101_known(root: Path, attributes: Sequence[str]) -> Material:

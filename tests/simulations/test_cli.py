@@ -1,7 +1,6 @@
 """The front door: help, mistakes and exit codes, and the run commands from a manifest of videos to their files."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -162,6 +161,7 @@ def test_a_run_leaves_a_whole_folder(verb, run_of, fast):
         "checkpoints",
         "anonymizer.safetensors",
         "tensorboard",
+        "data.csv",
     }
     assert [path.name for path in sorted((out / "checkpoints").iterdir())] == [
         f"round-000{number}.safetensors" for number in (1, 2, 3)
@@ -188,7 +188,7 @@ def test_the_summary_holds_what_is_promised(verb, run_of, fast):
     assert summary["attack"]["retrieval_all"]["chance"] == 0.25
     assert summary["attack"]["retrieval_same_source"]["raw"] is None  # no two test videos of one camera
     listed = summary["attackers"]["identity"]["raw"]
-    assert listed.keys() == {"frame-tiny", "video-tiny"}
+    assert listed.keys() == {"frame-convnet", "video-tiny"}
     assert summary["attack"]["identity"]["raw"] == round(max(listed.values()), 4)  # the strongest counts
     assert (summary["sites"], summary["rounds"], summary["seed"]) == ({"simulate": 3, "centralize": 1}[verb], 3, 3)
     assert (summary["preset"], summary["device"]) == ("tiny", "cpu")
@@ -238,55 +238,152 @@ def test_unreadable_videos_are_named_and_too_many_stop_the_run(squares, tmp_path
     assert "unreadable videos = 1 of 17 (5.9%), at most 5.0% are allowed" in caught.err
 
 
-def test_evaluate_judges_a_run_or_a_file_again(run_of, squares, fast, tmp_path, capsys):
+def evaluation(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+FEW = ["--only", "raw,anonymized", "--seeds", "3,", "--attackers", "frame-convnet,video-tiny", "--device", "cpu"]
+
+
+def test_evaluate_judges_a_run_on_its_own_rows(run_of, fast, tmp_path, capsys):
+    """No --data: the rows of the run, decoded already; a checkpoint, the exported file and the run are one model."""
     out = run_of("simulate", fast)
-    quick = ["--data", str(squares), "--cache", str(tmp_path / "cache")]
+    models = (out, out / "anonymizer.safetensors", out / "checkpoints" / "round-0003.safetensors")
     stories = []
-    for number, model in enumerate(
-        (out, out / "anonymizer.safetensors", out / "checkpoints" / "round-0003.safetensors")
-    ):
+    for number, model in enumerate(models):
         file = tmp_path / f"{number}.json"
-        assert main(["evaluate", str(model), *quick, "--device", "cpu", "--out", str(file)]) == 0
-        assert "anonymized" in capsys.readouterr().out
-        stories.append(json.loads(file.read_text(encoding="utf-8")))
-    assert stories[0] == stories[1] == stories[2]
+        assert main(["evaluate", str(model), *FEW, "--out", str(file)]) == 0
+        shown = capsys.readouterr().out
+        assert "no --protocol given: identity, which these data can answer" in shown
+        assert "12 training and 4 test videos" in shown
+        stories.append(evaluation(file))
+    assert stories[0]["representations"] == stories[1]["representations"] == stories[2]["representations"]
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    assert stories[0] == {name: summary[name] for name in stories[0]}  # the same judge, seed and videos
-    assert (
-        main(["evaluate", str(out), *quick, "--seed", "4", "--set", "judge.steps=9", "--out", str(tmp_path / "o")]) == 0
-    )
-    assert json.loads((tmp_path / "o").read_text()) != stories[0]
+    for name in ("raw", "anonymized"):  # the same judge, seed and videos as when the run ended
+        one = stories[0]["representations"][name]
+        assert one["action"]["mean"] == summary["utility"][name]
+        attacked = one["attacks"]["identity"]["attackers"]
+        assert {attacker: figure["mean"] for attacker, figure in attacked.items()} == (
+            summary["attackers"]["identity"][name]
+        )
+    assert stories[0]["data"]["manifest"] == str(out / "data.csv")
+    assert stories[0]["model"].keys() == {"path", "sha256", "kind", "preset", "size_px", "frames"}
+    assert not (out / "evaluation.json").exists()
 
 
-def test_evaluate_attacks_the_columns_that_are_asked_for(run_of, squares, fast, tmp_path, capsys):
+def test_evaluate_goes_on_where_it_was_and_keeps_what_others_asked(run_of, fast, capsys):
     out = run_of("simulate", fast)
-    words = ["evaluate", str(out), "--data", str(squares), "--cache", str(tmp_path / "c"), "--out", str(tmp_path / "o")]
-    assert main([*words, "--tasks", "light, identity", "--device", "cpu"]) == 0
-    told = json.loads((tmp_path / "o").read_text(encoding="utf-8"))
-    assert told["attack"]["light"].keys() == {"chance", *REPRESENTATIONS}
-    assert told["attack"]["light"]["chance"] == 0.5
-    assert all(value is None or (0 <= value <= 1 and math.isfinite(value)) for value in figures(told))
-    assert main([*words, "--tasks", "shoes"]) == 2
-    assert "--tasks shoes: no such column. The manifest has: identity, light" in capsys.readouterr().err
+    file = out / "evaluation.json"
+    words = ["evaluate", str(out), *FEW]
+    assert main([*words, "--only", "raw"]) == 0
+    first = evaluation(file)
+    assert list(first["representations"]) == ["raw"]
+    assert main([*words, "--rounds", "2,1"]) == 0
+    second = evaluation(file)
+    assert list(second["representations"]) == ["raw", "anonymized"]
+    assert second["representations"]["raw"] == first["representations"]["raw"]
+    assert [one["round"] for one in second["rounds"]] == [1, 2]
+    assert second["rounds"][0]["attacks"]["identity"]["attackers"].keys() == {"frame-convnet"}
+    assert main(words) == 0
+    assert evaluation(file) == {**second, "seconds": evaluation(file)["seconds"]}  # nothing left to do
+    capsys.readouterr()
+    assert main([*words, "--set", "judge.steps=4", "--only", "raw"]) == 0
+    assert "evaluation.json was made with other settings or data; kept as evaluation-" in capsys.readouterr().out
+    assert evaluation(next(out.glob("evaluation-*.json"))) == {**second, "seconds": pytest.approx(second["seconds"], 1)}
+    for path in out.glob("evaluation*.json"):
+        path.unlink()
 
 
-def test_evaluate_says_when_a_column_cannot_be_asked_for(run_of, squares, fast, tmp_path, capsys):
+def test_rounds_are_curves_in_the_runs_tensorboard(run_of, fast, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = run_of("centralize", fast)
+    file = tmp_path / "e.json"
+    assert main(["evaluate", str(out), *FEW, "--only", "anonymized", "--rounds", "1,3", "--out", str(file)]) == 0
+    curves = EventAccumulator(str(out / "tensorboard"))
+    curves.Reload()
+    drawn = {event.step: event.value for event in curves.Scalars("judge/identity")}
+    told = {one["round"]: one["attacks"]["identity"]["attackers"]["frame-convnet"]["mean"]
+            for one in evaluation(file)["rounds"]}  # fmt: skip
+    assert drawn == pytest.approx(told)
+    assert {"judge/action", "judge/identity"} <= set(curves.Tags()["scalars"])
+
+
+def test_evaluate_quick_is_three_rows_and_one_seed(run_of, fast, tmp_path):
+    out = run_of("simulate", fast)
+    file = tmp_path / "q.json"
+    assert main(["evaluate", str(out), "--quick", "--device", "cpu", "--out", str(file)]) == 0
+    told = evaluation(file)
+    assert list(told["representations"]) == ["raw", "downsample4x", "anonymized"]
+    assert len(told["seeds"]) == 1
+    attacks = told["representations"]["raw"]["attacks"]
+    assert attacks["identity"]["attackers"].keys() == {"frame-convnet", "frame-vit", "video-tiny"}
+    assert attacks["retrieval_all"]["attackers"].keys() == {"frame-convnet"}
+
+
+def test_evaluate_asks_what_it_is_asked_for(run_of, squares, fast, tmp_path):
+    out = run_of("simulate", fast)
+    words = ["evaluate", str(out), "--data", str(squares), "--cache", str(tmp_path / "c"), *FEW, "--only", "raw"]
+    file = tmp_path / "o.json"
+    assert main([*words, "--task", "light, identity", "--out", str(file)]) == 0
+    told = evaluation(file)["representations"]["raw"]["attacks"]
+    assert {"light", "identity"} <= told.keys()
+    assert main([*words, "--protocol", "attributes", "--out", str(tmp_path / "a.json")]) == 0
+    told = evaluation(tmp_path / "a.json")
+    assert told["data"]["attributes"] == ["light=bright", "light=dim"]
+    assert told["representations"]["raw"]["attacks"].keys() == {"attributes"}
+
+
+def test_evaluate_says_what_is_missing(run_of, squares, fast, tmp_path, capsys):
+    out = run_of("simulate", fast)
     rows = [
         type(row)(row.path, row.action, split=row.split, attributes={"hat": row.split, "coat": "same"})
         for row in read_rows(squares)
     ]
     write_rows(rows, tmp_path / "m.csv")
-    words = [
-        "evaluate",
-        str(run_of("simulate", fast)),
-        "--data",
-        str(tmp_path / "m.csv"),
-        "--cache",
-        str(tmp_path / "c"),
-    ]
-    for column in ("hat", "coat"):
-        assert main([*words, "--tasks", column]) == 2
-        assert f"--tasks {column}: cannot be asked for" in capsys.readouterr().err
+    data = ["--data", str(tmp_path / "m.csv"), "--cache", str(tmp_path / "c")]
+    for words, told in (
+        (
+            [*data, "--protocol", "identity"],
+            "no label identity on training and test rows (the manifest has: coat, hat)",
+        ),
+        ([*data, "--protocol", "identity", "--task", "hat"], "hat has one value in training"),
+        ([*data, "--protocol", "identity"], "--protocol retrieval would work"),
+        ([*data, "--protocol", "novel"], "that is known"),
+        ([*data, "--protocol", "guess"], "no such protocol"),
+        (["--only", "blurry"], "representation = 'blurry'"),
+        (["--attackers", "nobody"], 'attacker = "nobody", must be one of'),
+        (["--seeds", "x"], "--seeds x: must be whole numbers"),
+        (["--seeds", "0"], "--seeds 0: must be at least 1"),
+        (["--rounds", "9"], "--rounds 9"),
+        (["--set", "game.omega=2"], "evaluate changes judge.* only"),
+        (["--crops"], "the manifest has no column boxes"),
+    ):
+        assert main(["evaluate", str(out), *words]) == 2
+        err = capsys.readouterr().err
+        assert told in err
+        assert "Traceback" not in err
+
+
+def test_evaluate_refuses_what_is_no_model_of_ours(run_of, fast, tmp_path, capsys):
+    import safetensors.torch
+    import torch
+
+    from spact_models.checkpoint import FORMAT, FORMAT_VERSION
+
+    newer = {"format": FORMAT, "format_version": FORMAT_VERSION + 1, "settings": {}, "classes": []}
+    path = tmp_path / "newer.safetensors"
+    safetensors.torch.save_file({"x": torch.zeros(1)}, path, metadata={"fedspact": json.dumps(newer)})
+    assert main(["evaluate", str(path), "--data", "m.csv"]) == 2
+    assert f"format {FORMAT_VERSION + 1}, this fedspact reads {FORMAT_VERSION}; upgrade it" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "not a run folder" in capsys.readouterr().err
+    lone = tmp_path / "alone.safetensors"
+    lone.write_bytes((run_of("simulate", fast) / "anonymizer.safetensors").read_bytes())
+    assert main(["evaluate", str(lone)]) == 2
+    assert "say with --data what to judge on" in capsys.readouterr().err
+    assert main(["evaluate", str(lone), "--data", "m.csv", "--rounds", "1"]) == 2
+    assert "lies in no run folder" in capsys.readouterr().err
 
 
 def test_images_serve_as_views_of_a_frame_anonymizer(squares, tmp_path, fast):

@@ -2,27 +2,32 @@
 
 import argparse
 import json
-import math
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
 
 from client.video.cache import FrameCache
-from client.video.rows import Row, read_rows
+from client.video.rows import Row, read_rows, write_rows
 from server.records import RoundRecord
 from server.runs import RunFolder
-from simulations.judgement import REPRESENTATIONS, attackable, build_set, judge_run, labels_of, table
 from simulations.laboratory import (
+    CLOSING,
+    DATA,
     Laboratory,
     add_run_arguments,
     bytes_up_per_round,
+    closing_suite,
     export_anonymizer,
     judged_figures,
+    keep_rows,
     open_laboratory,
     readable,
     settings_from,
 )
+from simulations.partition import load_rows
+from simulations.protocols.suite import judge_suite
+from simulations.protocols.text import table
 from spact_models.anonymizer import Anonymizer
 from spact_models.checkpoint import load_checkpoint
 from spact_models.errors import UserError
@@ -72,6 +77,24 @@ def test_the_run_folder_is_made_only_when_everything_else_is_right(squares, tmp_
     assert len(lab.rows) == 16
     assert lab.cache_folder == tmp_path / "run" / "cache"
     assert lab.cache.size_bytes() > 16 * 10 * 16 * 16 * 3  # decoded once, before the first site asks
+    assert read_rows(lab.run.path / DATA) == lab.rows
+
+
+def test_a_run_keeps_its_rows_with_their_splits_and_boxes(squares, tmp_path, fast):
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("frame,left,top,right,bottom\n0,0,0,1,1\n")
+    undecided = [replace(row, split="", boxes=boxes if number == 3 else None)
+                 for number, row in enumerate(read_rows(squares))]  # fmt: skip
+    write_rows(undecided, tmp_path / "m.csv")
+    settings = load_settings(fast)
+    rows = load_rows(tmp_path / "m.csv", settings.simulation, 0)
+    lab = Laboratory(settings, RunFolder(tmp_path / "run"), rows, tmp_path / "cache", 0.0)
+    keep_rows(lab)
+    kept = read_rows(tmp_path / "run" / DATA)
+    assert kept == rows
+    assert {row.split for row in kept} == {"train", "test"}
+    assert [row.boxes for row in kept if row.boxes] == [boxes]
+    RunFolder(tmp_path / "run")  # a try that failed before the run began may be repeated
 
 
 def test_readable_rows_are_those_that_decode(squares, tmp_path, capsys):
@@ -113,94 +136,50 @@ def test_bytes_up_is_the_mean_over_training_rounds(tmp_path):
     run.close()
 
 
-@pytest.fixture(scope="module")
-def judged(tmp_path_factory):
-    """``judge(rows)`` on the smallest settings: an untrained anonymizer, three steps of each fresh network."""
-    cache = FrameCache(tmp_path_factory.mktemp("cache"), 16)
+@pytest.fixture
+def judged(tmp_path, fast):
+    """``judge(rows)``: an untrained anonymizer judged as a run's end judges it, three steps of each fresh network."""
 
-    def judge(rows, fast, **more):
-        settings = load_settings(fast)
+    def judge(rows, **changes):
+        settings = load_settings({**fast, **changes})
         torch.manual_seed(0)
         anonymizer = Anonymizer(anonymizer_config(settings)).eval()
-        return judge_run(anonymizer, settings, rows, cache, torch.device("cpu"), progress=False, **more)
+        lab = Laboratory(settings, RunFolder(tmp_path / "run"), rows, tmp_path / "cache", 0.0)
+        device = torch.device("cpu")
+        return judge_suite(anonymizer, settings, rows, lab.cache, device, closing_suite(lab), progress=False)[0]
 
     return judge
 
 
-def test_what_the_data_cannot_answer_is_null(judged, squares, fast):
+def test_what_the_data_cannot_answer_is_null(judged, squares):
     """No labels, no people, one source: nothing but retrieval among all videos can be measured."""
     blind = [Row(row.path, split=row.split) for row in read_rows(squares)]
-    figures = judged_figures(judged(blind, fast))
-    assert figures["utility"] == dict.fromkeys(["chance", *REPRESENTATIONS])
-    assert figures["attack"]["identity"] == dict.fromkeys(["chance", *REPRESENTATIONS])
-    assert figures["attack"]["retrieval_same_source"] == dict.fromkeys(["chance", *REPRESENTATIONS])
+    figures = judged_figures(judged(blind))
+    nothing = dict.fromkeys(["chance", *CLOSING])
+    assert figures["utility"] == nothing
+    assert figures["attack"]["identity"] == nothing
+    assert figures["attack"]["retrieval_same_source"] == nothing
     assert figures["attack"]["retrieval_all"]["chance"] == 0.25
     assert all(0 <= value <= 1 for value in figures["attack"]["retrieval_all"].values())
     json.dumps(figures, allow_nan=False)
-    assert figures["attackers"] == {}
+    assert figures["attackers"].keys() == {"retrieval_all"}
 
 
-def test_the_judge_has_only_training_rows_to_learn_from(judged, squares, fast):
-    """Held-out rows without labels change nothing about what is learned, and are not counted."""
-    rows = read_rows(squares)
-    lost = [Row(r.path, None if r.split == "test" and i % 2 else r.action, split=r.split) for i, r in enumerate(rows)]
-    judgement = judged(lost, fast, with_retrieval=False, representations=("raw",))
-    assert judgement.utility["raw"] in (0.0, 0.5, 1.0)  # two of the four test videos are asked about
-    assert math.isnan(judgement.utility["anonymized"])
-    assert (judgement.train_videos, judgement.test_videos) == (12, 4)
-    assert "retrieval_all" not in judgement.attack
-
-
-def test_the_strongest_attacker_counts(judged, squares, fast):
-    fast["judge.steps"] = 25  # enough for the two attackers to differ
-    judgement = judged(read_rows(squares), fast, tasks=("identity", "light"), with_retrieval=False)
-    answers = [
-        (judgement.attack[task][name], judgement.attackers[task][name].values())
-        for task in ("identity", "light")
-        for name in REPRESENTATIONS
-    ]
-    assert all(told == max(each) for told, each in answers)
-    assert any(min(each) < max(each) for _, each in answers)
-
-
-def test_the_table_shows_every_representation_chance_and_a_dash_for_nothing(judged, squares, fast):
-    judgement = judged(read_rows(squares), fast, with_retrieval=False)
-    lines = table(judgement).splitlines()
-    assert lines[0].split() == ["action", "↑", "identity", "↓"]
-    assert [line.split()[0] for line in lines[2:]] == [*REPRESENTATIONS, "chance"]
-    assert lines[-1].split()[1:] == ["0.500", "0.500"]
+def test_the_summary_is_the_evaluation_and_the_strongest_attacker_counts(judged, squares):
+    evaluation = judged(read_rows(squares), **{"judge.steps": 25})  # enough for the two attackers to differ
+    figures = judged_figures(evaluation)
+    for name in CLOSING:
+        answers = figures["attackers"]["identity"][name]
+        assert answers.keys() == {"frame-convnet", "video-tiny"}
+        assert figures["attack"]["identity"][name] == max(answers.values())
+        assert figures["utility"][name] == evaluation.representations[name].action.mean
+    assert any(min(each.values()) < max(each.values()) for each in figures["attackers"]["identity"].values())
+    assert (figures["train_videos"], figures["test_videos"]) == (12, 4)
+    lines = table(evaluation).splitlines()
+    assert lines[0].split()[:4] == ["action", "↑", "identity", "↓"]
+    assert [line.split()[0] for line in lines[2:]] == [*CLOSING, "chance"]
+    assert lines[-1].split()[1:3] == ["0.500", "0.500"]
     assert len({len(line) for line in lines}) == 1  # columns stand under each other
-
-
-def test_an_attribute_is_attackable_when_test_asks_for_what_train_shows():
-    def row(split, value):
-        return Row(Path("/v/a.mp4"), split=split, attributes={"hat": value} if value else {})
-
-    red, blue = row("train", "red"), row("train", "blue")
-    assert attackable([red, blue, row("train", None)], [row("test", "red")], "hat") == ["blue", "red"]
-    assert attackable([red], [row("test", "red")], "hat") == []  # nothing to tell apart
-    assert attackable([red, blue], [row("test", "green")], "hat") == []  # never seen
-    assert attackable([red, blue], [row("test", None)], "hat") == []
-    assert attackable([red, blue], [row("test", "red")], "coat") == []
-    assert labels_of([red, blue, row("test", None)], "hat", ["blue", "red"]).tolist() == [1, 0, -1]
-
-
-def test_the_judged_set_holds_uniform_clips_and_views_in_order(squares, tmp_path, fast):
-    settings = load_settings({**fast, "clip.stride_frames": 2})
-    rows = [row for row in read_rows(squares) if row.split == "train"][:5]
-    rows.append(Row(rows[0].path.with_name("15.mp4")))
-    cache = FrameCache(tmp_path / "cache", 16)
-    made = build_set(rows, cache, settings.clip, 2, {"action": labels_of(rows, "action", ["jump", "walk"])})
-    assert made.clips_MTHWC.shape == (12, 5, 16, 16, 3)
-    assert made.views_VKTHWC.shape == (6, 8, 2, 16, 16, 3)
-    assert made.video_M.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
-    assert made.labels["action"].tolist() == [1, 0, 1, 0, 1, -1]
-    assert made.group_V.tolist() == [0, 1, 2, 3, 0, -1]  # cameras 0 1 2 3 0, unknown
-    video = torch.from_numpy(cache.frames(rows[2].path).copy())
-    times = [0, 1, 3, 4, 5, 6, 8, 9]
-    before = [1, 2, 1, 2, 3, 4, 6, 7]  # the start has none before: the neighbour after it
-    assert torch.equal(made.views_VKTHWC[2, :, 1], video[times])
-    assert torch.equal(made.views_VKTHWC[2, :, 0], video[before])
 
 
 def test_a_laboratory_opens_its_cache_at_the_working_size(tmp_path, fast):
