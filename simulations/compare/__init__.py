@@ -18,8 +18,8 @@ QUICK = {
     "warmup.steps": 20,
     "rounds.warmup": 2,
     "rounds.minimax": 7,
-    "rounds.cycles": 6,
-    "game.critic_steps": 3,
+    "rounds.cycles": 8,
+    "game.critic_steps": 2,
     "game.catch_up_steps": 4,
     "judge.steps": 240,
 }

@@ -394,11 +394,14 @@ def test_a_comparison_killed_in_the_middle_goes_on_where_it_was(squares, tmp_pat
     )
     cells = tmp_path / "c" / "cells"
     half = cells / "centralized-seed1.part"
-    wait_for(lambda: (half / "metrics.jsonl").exists() or child.poll() is not None)
-    assert child.poll() is None, child.stdout.read().decode()
-    cell_processes = children_of(child.pid)
-    os.kill(child.pid, how) if how == signal.SIGKILL else os.killpg(child.pid, how)
-    child.communicate(timeout=3600)
+    try:
+        wait_for(lambda: (half / "metrics.jsonl").exists() or child.poll() is not None)
+        assert child.poll() is None, child.stdout.read().decode()
+        cell_processes = children_of(child.pid)
+        os.kill(child.pid, how) if how == signal.SIGKILL else os.killpg(child.pid, how)
+        child.communicate(timeout=3600)
+    finally:
+        child.kill()
     assert child.returncode == (-9 if how == signal.SIGKILL else 130)
     wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() and _alive(pid) for pid in cell_processes))
     assert sorted(entry.name for entry in cells.iterdir()) == ["centralized-seed0", "centralized-seed1.part"]
