@@ -78,9 +78,19 @@ class JudgeSet:
             clips_MTHWC=release(self.clips_MTHWC),
             views_VKTHWC=of_each_video(self.views_VKTHWC),
             halves_V2THWC=None if self.halves_V2THWC is None else of_each_video(self.halves_V2THWC),
-            person_MTHW=None if self.person_MTHW is None else self.person_MTHW[:, self.lead_in_frames :],
+            person_MTHW=self._shown(transform.history),
             lead_in_frames=0,
         )
+
+    def _shown(self, history: int) -> Tensor | None:
+        """Where released frames show somebody: a frame made of several shows where people stood in any of them."""
+        if self.person_MTHW is None:
+            return None
+        frames = self.person_MTHW.shape[1]
+        shown_MTHW = self.person_MTHW[:, self.lead_in_frames :]
+        for back in range(1, history + 1):
+            shown_MTHW = shown_MTHW | self.person_MTHW[:, self.lead_in_frames - back : frames - back]
+        return shown_MTHW
 
     def cropped(self, person: bool) -> JudgeSet:
         """Only the person left in the clips (``person``), or only what is around: the rest is mid-grey.

@@ -48,8 +48,9 @@ def attacked(
     jobs: dict[tuple[str, str, int], Callable[[], Any]] = {}
     for seed in suite.seeds:
         seeded = replace(judge, seed=seed_for("judge", seed))
-        if raw is not None and released is not None:
-            jobs |= {(*key, seed): job for key, job in _video_jobs(suite, bench, seeded, raw, released).items()}
+        if bench.videos is not None and released is not None:  # restored is what the camera saw, blackened or not
+            found = _video_jobs(suite, bench, seeded, bench.videos, released)
+            jobs |= {(*key, seed): job for key, job in found.items()}
         if bench.attributed is not None and (seen := _seen(bench, released, name, transform, device)) is not None:
             for attacker in on_attributes(suite, seen):
                 jobs["attributes", attacker, seed] = partial(seeded.attributes, *seen, attacker)
