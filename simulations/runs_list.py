@@ -7,14 +7,14 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spact_models.errors import UserError
 
 SORT_KEYS = ("when", "name", "action", "leakage", "seconds", "rounds")
-NAME_LEAST = 12  # characters that a name keeps on a narrow terminal
+NAME_SHORT, NAME_LEAST = 28, 12  # characters that a long name keeps where there is little room, and very little
 WIDE = 200  # columns where the output is no terminal
 
 
@@ -131,15 +131,17 @@ def ordered(found: Sequence[Listed], key: str) -> list[Listed]:
 
 
 def table(found: Sequence[Listed], width: int) -> str:
-    """The table, with fewer columns and then shorter names where ``width`` characters do not hold it."""
+    """The table; where ``width`` characters do not hold it, with shorter names, then fewer columns."""
     kept = list(COLUMNS)
+    if _width(kept, found) > width:
+        found = [replace(one, name=_cut(one.name, NAME_SHORT)) for one in found]
     while _width(kept, found) > width and any(column.drop for column in kept):
         kept.remove(max(kept, key=lambda column: column.drop))
-    lines = [[column.head for column in kept], *([column.text(one) for column in kept] for one in found)]
     over = _width(kept, found) - width
     if over > 0:
-        longest = max(NAME_LEAST, max(len(line[0]) for line in lines) - over)
-        lines = [[_cut(line[0], longest), *line[1:]] for line in lines]
+        least = max(NAME_LEAST, max(len(one.name) for one in found) - over)
+        found = [replace(one, name=_cut(one.name, least)) for one in found]
+    lines = [[column.head for column in kept], *([column.text(one) for column in kept] for one in found)]
     sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
     out = [
         "  ".join(

@@ -41,13 +41,13 @@ def _arm_line(arm: Mapping[str, Any]) -> Line:
 def _grouped(lines: Sequence[tuple[str | None, Line]]) -> list[Line]:
     """Lines below a head for each partition; those of no partition last."""
     out = []
-    for partition in sorted({partition for partition, _ in lines}, key=lambda one: (one is None, str(one))):
+    for partition in sorted(dict.fromkeys(partition for partition, _ in lines), key=lambda one: one is None):
         out.append(Line(Cell(f"split: {partition}" if partition else "any split"), []))
         out += [line for own, line in lines if own == partition]
     return out
 
 
-def test_table(comparison: ComparisonStory) -> Table | None:
+def paired_table(comparison: ComparisonStory) -> Table | None:
     """The paired tests: difference, its interval, the margin, the verdict."""
     lines = []
     for test in comparison.content.get("tests") or []:
@@ -90,20 +90,22 @@ def arm_chart(comparison: ComparisonStory, key: str) -> Chart | None:
     return Chart(key, "Arms side by side", alt, {"data": traces, "layout": layout}, arm_table(comparison), note)
 
 
-def test_charts(comparison: ComparisonStory, key: str) -> list[Chart]:
+def paired_charts(comparison: ComparisonStory, key: str) -> list[Chart]:
     """Differences with their intervals against zero and the margin: action, then leakage."""
-    table = test_table(comparison)
+    table = paired_table(comparison)
     tests = comparison.content.get("tests") or []
     made = []
     for part, word, better in (("utility", "action", "right"), ("leakage", "leakage", "left")):
         asked = [test for test in tests if test.get(part)]
         if asked and table is not None:
-            made.append(_test_chart(asked, part, word, better, f"{key}-{part}", table))
+            made.append(_paired_chart(asked, part, word, better, f"{key}-{part}", table))
     return made
 
 
-def _test_chart(tests: Sequence[Mapping[str, Any]], part: str, word: str, better: str, key: str, table: Table) -> Chart:
-    labels = [_test_label(test) for test in tests]
+def _paired_chart(
+    tests: Sequence[Mapping[str, Any]], part: str, word: str, better: str, key: str, table: Table
+) -> Chart:
+    labels = [_paired_label(test) for test in tests]
     figures = [_difference(test[part]) for test in tests]
     told = [
         f"{label}: {points(figure.mean)} points ({points(figure.low)} to {points(figure.high)})".replace("<br>", " ")
@@ -149,7 +151,7 @@ def _arm_name(arm: Mapping[str, Any]) -> str:
     return f"{name_of(str(arm.get('arm')))}, {partition}" if partition else name_of(str(arm.get("arm")))
 
 
-def _test_label(test: Mapping[str, Any]) -> str:
+def _paired_label(test: Mapping[str, Any]) -> str:
     """In two or three lines, so that a phone has room for the chart beside it."""
     name = str(test.get("name", "")).replace(" than ", "<br>than ").replace(" of ", "<br>of ")
     return f"{name}<br>{test['partition']}" if test.get("partition") else name

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from simulations.report.arms import arm_chart, arm_table, test_charts, test_table
+from simulations.report.arms import arm_chart, arm_table, paired_charts, paired_table
 from simulations.report.collect import ComparisonStory, RunStory
 from simulations.report.curves import game_charts, judged_rounds_chart
 from simulations.report.drawing import Chart
@@ -98,12 +98,14 @@ def render(
     main = next((run.judged.main_task for run in runs if run.judged and run.judged.main_task), None)
     ordered = [main, *(task for task in tasks if task != main)] if main else []
     scatters = [scatter(runs, task, f"scatter-{number}") for number, task in enumerate(ordered)]
+    sections = [run_section(run, f"run-{number}", show_raw) for number, run in enumerate(runs, 1)]
     names = [*(run.name for run in runs), *(story.name for story in comparisons)]
     return environment.get_template("page.html.j2").render(
         title=title or "FedSPAct: " + ", ".join(names),
         created=moment(datetime.datetime.now(datetime.UTC).isoformat()),
         version=__version__,
-        sections=[run_section(run, f"run-{number}", show_raw) for number, run in enumerate(runs, 1)],
+        sections=sections,
+        shows_raw=any(strip.raw for section in sections for strip in section.strips.strips),
         comparisons=[comparison_section(story, f"comparison-{n}") for n, story in enumerate(comparisons, 1)],
         scatters=[chart for chart in scatters if chart is not None],
         mixed=_mixed(runs),
@@ -143,7 +145,7 @@ def comparison_section(story: ComparisonStory, key: str) -> ComparisonSection:
     """Everything about one comparison."""
     content = story.content
     arms = arm_chart(story, f"{key}-arms")
-    tables = [arm_table(story), test_table(story)]
+    tables = [arm_table(story), paired_table(story)]
     seeds = ", ".join(map(str, content.get("seeds") or [])) or "unknown"
     about = f"{content.get('sites', '?')} sites; seeds {seeds}; {content.get('test_videos', '?')} test videos; "
     about += f"made {moment(content.get('created'))}."
@@ -152,7 +154,7 @@ def comparison_section(story: ComparisonStory, key: str) -> ComparisonSection:
         key=key,
         lead=comparison_headline(story),
         sentences=comparison_sentences(story),
-        charts=[*([arms] if arms else []), *test_charts(story, f"{key}-tests")],
+        charts=[*([arms] if arms else []), *paired_charts(story, f"{key}-tests")],
         tables=[table for table in tables if table is not None],
         about=about,
         not_measured=list(content.get("not_measured") or []),

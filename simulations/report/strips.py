@@ -22,6 +22,7 @@ from client.video.rows import Row, read_rows
 from simulations.pictures import anonymized_frames, choose_rows
 from simulations.report.collect import RunStory
 from spact_models.anonymizer import Anonymizer
+from spact_models.errors import UserError
 from spact_models.networks import load_anonymizer
 
 STRIPS = 6
@@ -66,7 +67,10 @@ def make_strips(run: RunStory, show_raw: bool = False, count: int = STRIPS) -> S
     chosen = choose_rows([row for row in rows if not row.is_image], count)
     if not chosen:
         return Strips((), "No strips: the run has no held-out videos.")
-    anonymizer = run_anonymizer(run)
+    try:
+        anonymizer = run_anonymizer(run)
+    except UserError as error:  # of another version, or damaged: the figures can be shown all the same
+        return Strips((), f"No strips: the anonymizer cannot be opened. {error}")
     strips, lost = [], 0
     for row in chosen:
         with_raw = show_raw or is_synthetic(run.path, row.path)

@@ -51,10 +51,18 @@ def figure_cell(figure: Figure | None, strong: bool = False) -> Cell:
 
 
 def representation_table(judged: Judged, tasks: Sequence[str] = ()) -> Table:
-    """Every representation: action and, for each task (all, or those named), the strongest attacker; chance last."""
+    """Representations, their action and the strongest attacker of each task; chance last.
+
+    Without ``tasks`` it is all of both, else these tasks and the representations that were asked one of them.
+    """
+    shown = {
+        name: seen
+        for name, seen in judged.representations.items()
+        if not tasks or any(task in seen.attacks for task in tasks)
+    }
     tasks = tuple(tasks) or judged.tasks
     lines = []
-    for name, seen in judged.representations.items():
+    for name, seen in shown.items():
         ours = name == ANONYMIZED
         cells = [figure_cell(seen.action, ours), *(figure_cell(seen.leakage(task), ours) for task in tasks)]
         lines.append(Line(Cell(name_of(name), strong=ours), cells, "ours" if ours else ""))

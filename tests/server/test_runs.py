@@ -227,3 +227,53 @@ def test_sites_that_cannot_even_introduce_themselves_are_named(tmp_path):
     grid = InProcessGrid(nudging_app(), [{}, {}], settings.flat())  # the app fails without a name
     with pytest.raises(RunStopped, match=r"none of the 2 connected sites could join\. node 1: error 0: .*name"):
         run_federation(grid, settings, RunFolder(tmp_path / "run"), quiet=True)
+
+
+# ---- TensorBoard
+
+
+def test_fresh_networks_figures_stand_on_the_curves(tmp_path):
+    with RunFolder(tmp_path / "run") as folder:
+        folder.begin({})
+        folder.draw_evaluation(2, {"anonymized/action": 0.75, "chance/identity": 0.125, "raw/identity": float("nan")})
+    with RunFolder.open(tmp_path / "run") as again:  # as evaluate does, long after the run
+        again.draw_evaluation(3, {"anonymized/action": 0.5})
+    curves = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [(point.step, point.value) for point in curves.Scalars("judged/anonymized/action")] == [(2, 0.75), (3, 0.5)]
+    assert [point.value for point in curves.Scalars("judged/chance/identity")] == [0.125]
+    assert "judged/raw/identity" not in curves.Tags()["scalars"]
+
+
+def test_the_layout_puts_each_curve_beside_its_chance(tmp_path):
+    """By the server of TensorBoard's own custom scalars: which of the tags that a run writes each chart shows."""
+    import re
+
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    site = {"loss.action": 0.25, "loss.privacy": 1.0, "chance.privacy": 2.0}
+    record = dataclasses.replace(RECORD, metrics=site, sites=(SiteRecord(1, "north", site, 100, 50),))
+    with RunFolder(tmp_path / "run") as folder:
+        folder.begin({})
+        folder.record(record)
+        folder.record(dataclasses.replace(record, kind="evaluate", metrics={"top1": 0.5}, sites=()))
+        folder.draw_evaluation(
+            3, {f"{name}/{task}": 0.5 for name in ("raw", "chance") for task in ("action", "identity")}
+        )
+    curves = EventAccumulator(str(folder.path / "tensorboard")).Reload()
+    told = curves.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    tags = curves.Tags()["scalars"]
+    shown = {
+        chart.title: {tag for tag in tags for pattern in chart.multiline.tag if re.match(pattern, tag)}
+        for category in layout_pb2.Layout.FromString(told).category
+        for chart in category.chart
+    }
+    assert shown == {
+        "L_T, mean and sites": {"train/loss.action", "train/north/loss.action"},
+        "L_B, mean and sites, with chance": {
+            "train/loss.privacy", "train/north/loss.privacy", "train/chance.privacy",
+        },
+        "f_T top-1, mean and sites": {"evaluate/top1"},
+        "action": {"judged/raw/action", "judged/chance/action"},
+        "private questions, with chance": {"judged/raw/identity", "judged/chance/identity"},
+        "bytes up": {"train/bytes_up"},
+    }  # fmt: skip

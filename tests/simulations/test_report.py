@@ -1,0 +1,427 @@
+"""The report: what its sentences, tables and charts say of a run, what it leaves out, and what it refuses."""
+
+import dataclasses
+import json
+import re
+import resource
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+
+import fedspact
+from simulations.report.arms import arm_chart, arm_table, paired_charts, paired_table
+from simulations.report.collect import collect, open_comparison, open_run
+from simulations.report.curves import game_charts, judged_rounds_chart
+from simulations.report.judged import Attack, Figure, Judged, Seen
+from simulations.report.page import checked_out, not_measured, render, write_page
+from simulations.report.run_tables import cost_table, facts_table, overview_table, settings_table, site_table
+from simulations.report.tables import attack_table, reconstruction_table, representation_table
+from simulations.report.tradeoff import scatter
+from simulations.report.words import (
+    byte_size,
+    comparison_headline,
+    comparison_sentences,
+    duration,
+    headline,
+    moment,
+    points,
+    verdicts,
+)
+from spact_models.errors import UserError
+
+TABLE = {"raw": (0.96, 1.0), "downsample4x": (0.7, 0.98), "difference1bit": (0.92, 0.4), "anonymized": (0.94, 0.12)}
+SUMMARY = {
+    "kind": "federated", "sites": 3, "rounds": 3, "seed": 0, "preset": "tiny", "device": "cpu", "seconds": 623.4,
+    "peak_rss_mb": 1400.0, "bytes_up_per_round": 3_940_000, "train_videos": 372, "test_videos": 108,
+    "utility": {"raw": 0.972, "difference1bit": 0.926, "downsample4x": None, "anonymized": 0.917, "chance": 0.148},
+    "attack": {
+        "identity": {"raw": 1.0, "difference1bit": 0.37, "anonymized": 0.417, "chance": 0.083},
+        "retrieval_all": {"raw": None, "anonymized": None, "chance": None},
+    },
+    "attackers": {"identity": {"raw": {"frame": 1.0, "video": 0.9}, "anonymized": {"frame": 0.417, "video": 0.3}}},
+    "judge": {"action": "tiny"}, "versions": {"torch": "2.15"},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def report_is_a_verb(monkeypatch):
+    monkeypatch.setitem(fedspact.VERBS, "report", ("simulations.report", "one page"))
+
+
+def plain(text: str) -> str:
+    """Without the narrow spaces before units and the unbroken ones."""
+    return text.replace("\u202f", " ").replace("\u00a0", " ")
+
+
+def judged(table, task="identity", chance=0.08, metric="top1", **figure):
+    """Two attackers of which the first is the stronger; keywords are figures' intervals."""
+    seen = {}
+    for name, (action, leakage) in table.items():
+        attack = Attack(metric, {"a": Figure(leakage, **figure), "b": Figure(leakage / 2)})
+        seen[name] = Seen(Figure(action, **figure), {task: attack})
+    return Judged("evaluation.json", seen, {"action": 0.15, task: chance}, seeds=(0, 1, 2))
+
+
+def texts(table):
+    """A table as its readers see it: {row head: [cells]}, notes apart."""
+    return {plain(line.head.text): [plain(cell.text) for cell in line.cells] for line in table.lines}
+
+
+# ---- sentences
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (
+            judged({"raw": (0.96, 1.0), "greyscale": (0.9, 0.9), "anonymized": (0.95, 0.12)}),
+            [
+                "Keeps 99 % of the action; the strongest of 2 fresh attackers names the person in 12 % of held-out "
+                "videos (chance 8 %).",
+                "The target, 97 % of raw's action with identity at most 5 points above chance, is met.",
+                "Ahead of the one baseline on both counts.",
+            ],
+        ),
+        (
+            judged({"raw": (0.96, 1.0), "difference1bit": (0.93, 0.37), "bdq": (0.5, 0.1), "anonymized": (0.91, 0.42)}),
+            [
+                "Keeps 95 % of the action; the strongest of 2 fresh attackers names the person in 42 % of held-out "
+                "videos (chance 8 %).",
+                "The target, 97 % of raw's action with identity at most 5 points above chance, is missed: the action "
+                "is 2.1 points short and identity is 29.0 points over it.",
+                "Not ahead of every baseline: one-bit difference (93.0 % action, 37.0 % identity) does at least as "
+                "well on both.",
+            ],
+        ),
+        (
+            judged({"raw": (0.96, 1.0), "greyscale": (0.9, 0.9), "bdq": (0.94, 0.3), "anonymized": (0.93, 0.1301)}),
+            [
+                "Keeps 97 % of the action; the strongest of 2 fresh attackers names the person in 13 % of held-out "
+                "videos (chance 8 %).",
+                "The target, 97 % of raw's action with identity at most 5 points above chance, is missed: the action "
+                "is 0.1 points short and identity is less than 0.1 points over it.",
+                "No baseline does better on both counts; it is itself ahead of 1 of 2 on both, and against the others "
+                "one has to choose.",
+            ],
+        ),
+        (  # raw action no better than a constant answer: no share of it is told
+            judged({"raw": (0.1, 0.9), "anonymized": (0.79, 0.09)}, "retrieval_all", 0.08),
+            [
+                "A fresh network names the action in 79 % of held-out videos (raw video: 10 %); the strongest of 2 "
+                "fresh attackers finds a video again among all others in 9.0 % of tries (chance 8.0 %).",
+            ],
+        ),
+        (
+            judged({"anonymized": (0.79, 0.5)}, "attributes", 0.4, "cmap"),
+            [
+                "A fresh network names the action in 79 % of held-out videos (raw video was not judged); the strongest "
+                "of 2 fresh attackers reaches a class-mean precision of 50 % on private attributes (chance 40 %).",
+            ],
+        ),
+        (None, ["Not judged yet: the game stands after round 3 of 3, and no fresh network has looked at its videos."]),
+    ],
+)
+def test_the_first_sentences_say_what_is_kept_and_what_is_missed(found, told, made_up_run, fast, tmp_path):
+    run = dataclasses.replace(open_run(made_up_run(tmp_path / "run", fast)), judged=found)
+    assert [plain(sentence.text) for sentence in [headline(run), *verdicts(run)]] == told
+
+
+def test_a_tie_with_a_baseline_and_overlapping_bars_are_said(made_up_run, fast, tmp_path):
+    run = open_run(made_up_run(tmp_path / "run", fast))
+    table = {"raw": (0.96, 1.0), "bdq": (0.9, 0.3), "anonymized": (0.9, 0.3)}
+    even = [sentence.text for sentence in verdicts(dataclasses.replace(run, judged=judged(table)))]
+    assert "ahead of 0 of 1 on both" in even[-1]
+    table["bdq"] = (0.9, 0.29)
+    close = verdicts(dataclasses.replace(run, judged=judged(table, low=0.2, high=0.95)))[-1]
+    assert "its 95 % bars overlapping" in close.text
+    assert close.tone == "bad"
+
+
+def test_units():
+    assert [plain(byte_size(count)) for count in (0, 999, 1000, 3_940_000, 1.47e9)] == [
+        "0 B", "999 B", "1 kB", "3.94 MB", "1.47 GB",
+    ]  # fmt: skip
+    assert [plain(duration(seconds)) for seconds in (0.25, 59, 61, 3720)] == [
+        "0.2 s",
+        "59 s",
+        "1 min 01 s",
+        "1 h 02 min",
+    ]
+    assert [points(value) for value in (0.012, -0.0211, 0.0001, -0.0001, None)] == ["+1.2", "−2.1", "±0.0", "±0.0", "–"]
+    assert moment("2026-11-25T03:00:00+01:00") == "2026-11-25 02:00 UTC"
+    assert (moment(""), moment("yesterday")) == ("–", "yesterday")
+
+
+# ---- what is collected
+
+
+def test_evaluation_goes_before_summary_and_summary_serves_without_it(made_up_run, judgement, fast, tmp_path):
+    quick = open_run(made_up_run(tmp_path / "quick", fast, summary=SUMMARY))
+    assert quick.judged.source == "summary.json"
+    assert quick.judged.main_task == "identity"
+    assert quick.judged.representations["anonymized"].leakage("identity").mean == 0.417
+    assert quick.judged.representations["difference1bit"].leakage("identity").mean == 0.37  # its attackers are not told
+    assert "downsample4x" not in quick.judged.representations
+    assert quick.judged.tasks == ("identity",)
+    assert "no intervals" in " ".join(not_measured(quick))
+    both = open_run(made_up_run(tmp_path / "both", fast, summary=SUMMARY, evaluation=judgement()))
+    assert both.judged.source == "evaluation.json"
+    assert both.judged.representations["anonymized"].attacks["identity"].strongest == "video-tiny"
+    assert both.judged.main_task == "identity"  # though retrieval stands first
+    assert not_measured(both) == ["attributes: the manifest has none"]
+
+
+def test_a_run_in_the_making_is_told_as_far_as_it_is(made_up_run, fast, tmp_path):
+    path = made_up_run(tmp_path / "run", fast, rounds=2)
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 3, "ki')  # a crash
+    run = open_run(path)
+    assert (run.rounds_done, run.rounds_planned, run.finished, run.kind, run.sites) == (2, 3, False, "federated", 3)
+    assert run.judged is None
+    page = plain(render([run], []))
+    assert "unfinished: 2 of 3 rounds" in page
+    assert f"fedspact evaluate {path}" in page
+    nothing = open_run(made_up_run(tmp_path / "nothing", fast, rounds=1, metrics=False, data=False))
+    assert game_charts(nothing, "x") == []
+    assert site_table(nothing) is None
+    assert "keeps no list of its videos" in render([nothing], [])
+
+
+def mistakes(tmp_path, made_up_run, judgement, fast):
+    made_up_run(tmp_path / "good", fast, rounds=1)
+    made_up_run(tmp_path / "young", fast, rounds=0)
+    made_up_run(tmp_path / "newer", fast, rounds=1)
+    content = {**judgement().to_json(), "format_version": 2}
+    (tmp_path / "newer" / "evaluation.json").write_text(json.dumps(content))
+    for name, text in (
+        ("broken", "{"),
+        ("foreign", '{"format": "x"}'),
+        ("newer-comparison", '{"format": "fedspact-comparison", "format_version": 2, "summary": []}'),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "comparison.json").write_text(text)
+    (tmp_path / "half" / "cells").mkdir(parents=True)
+    (tmp_path / "file").write_text("x")
+    return {
+        "nowhere": (["nowhere"], "not a run folder"),
+        "young": (["young"], "has no checkpoint yet"),
+        "newer": (["newer"], "format_version = 2, this fedspact reads 1"),
+        "broken": (["broken"], "cannot be read as JSON"),
+        "foreign": (["foreign"], "not a comparison of fedspact"),
+        "newer comparison": (["newer-comparison"], "format 2, this fedspact reads 1"),
+        "unfinished comparison": (["half"], "a comparison that is not finished"),
+        "folder": (["good", "--out", str(tmp_path)], "a folder, must be a file"),
+        "below a file": (["good", "--out", str(tmp_path / "file" / "x.html")], "cannot be written"),
+    }
+
+
+def test_users_mistakes_are_one_message_and_status_2(tmp_path, made_up_run, judgement, fast, capsys, monkeypatch):
+    cases = mistakes(tmp_path, made_up_run, judgement, fast)
+    monkeypatch.chdir(tmp_path)
+    for words, told in cases.values():
+        assert fedspact.main(["report", *words]) == 2, words
+        err = capsys.readouterr().err
+        assert told in err
+        assert err.startswith("fedspact: ")
+    assert not (tmp_path / "good" / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    path = checked_out(tmp_path / "page.html")
+    write_page(path, "old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # files end there, as on a full disk
+    try:
+        with pytest.raises(UserError, match=r"--out .*page\.html: cannot be written \(File too large\)"):
+            write_page(path, "new" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- tables
+
+
+def test_tables_of_a_judgement(made_up_run, judgement, fast, tmp_path):
+    found = open_run(made_up_run(tmp_path / "run", fast, evaluation=judgement())).judged
+    rows = texts(representation_table(found))
+    assert rows["anonymized"] == ["94.0 %", "12.0 %", "6.0 %"]
+    assert rows["chance"] == ["50.0 %", "25.0 %", "25.0 %"]
+    assert list(rows) == ["raw", "downsampled 4×", "one-bit difference", "anonymized", "chance"]
+    attackers = attack_table(found)
+    bold = [line for line in attackers.lines if line.cells and line.head.strong]
+    assert [(line.head.text, plain(line.cells[0].text), plain(line.cells[1].text)) for line in bold] == [
+        ("video-tiny", "12.0 %", "100.0 %"),
+        ("nt-xent", "6.0 %", "50.0 %"),
+    ]
+    listed = [line.head.text for line in attackers.lines]
+    assert listed == ["identity", "frame-convnet", "video-tiny", "retrieval among all", "nt-xent"]
+    assert texts(reconstruction_table(found))["anonymized"] == ["14.0 dB", "–", "–"]
+
+
+def test_the_site_table_adds_up_and_marks_the_worst_site(made_up_run, fast, tmp_path):
+    run = open_run(made_up_run(tmp_path / "run", fast))
+    table = site_table(run)
+    rows = texts(table)
+    sent = dict.fromkeys(rows, 0)  # the slow twin, over the lines of metrics.jsonl
+    for line in (run.path / "metrics.jsonl").read_text().splitlines():
+        told = json.loads(line)
+        for site in told["sites"]:
+            sent[site["name"]] += site["bytes_up"] if told["kind"] == "train" else 0
+    assert {name: cells[4] for name, cells in rows.items()} == {name: f"{count} B" for name, count in sent.items()}
+    assert {name: cells[6] for name, cells in rows.items()} == {"north": "3", "south": "2", "west": "2"}
+    assert [line.head.text for line in table.lines if line.mark == "worst"] == ["south"]  # top-1 0.5
+    west = next(line for line in table.lines if line.head.text == "west")
+    assert west.cells[0].note == "no labels of its own"
+    assert west.cells[-1].note == "1 missed"
+    unevaluated = site_table(dataclasses.replace(run, history=run.history[:-1]))
+    assert [line.head.text for line in unevaluated.lines if line.mark == "worst"] == ["west"]  # by L_T
+
+
+def test_costs_facts_and_settings(made_up_run, judgement, fast, tmp_path):
+    run = open_run(made_up_run(tmp_path / "run", fast, evaluation=judgement(), summary=SUMMARY))
+    costs = texts(cost_table([run, run]))
+    up = sum(line["bytes_up"] for line in run.history if line["kind"] == "train") / 3
+    assert costs["sent up, a round"] == [f"{up:.0f} B"] * 2
+    assert costs["time in training rounds"] == ["12 s"] * 2  # 3 + 4 + 5
+    assert costs["time, all in all"] == ["10 min 23 s"] * 2
+    facts = texts(facts_table(run))
+    assert facts["seeds of the judge"] == ["0, 1, 2"]
+    assert facts["versions"] == ["torch 2.15"]
+    table = settings_table(run)
+    assert {line.head.text for line in table.lines} == set(run.settings)
+    assert table.lines[0].head.strong
+    assert "clip.size_px" in [line.head.text for line in table.lines if line.head.strong]
+    assert "wire.dtype" not in [line.head.text for line in table.lines if line.head.strong]
+    assert texts(overview_table([run]))["run"] == ["federated", "3 of 3", "94.0 %", "12.0 %", "0", "10 min 23 s"]
+
+
+# ---- charts
+
+
+def in_colour(node):
+    if isinstance(node, str):
+        return re.sub(r"^var\(--[a-z]+\)$", "#123456", node)
+    if isinstance(node, dict):
+        return {key: in_colour(value) for key, value in node.items()}
+    return [in_colour(value) for value in node] if isinstance(node, list) else node
+
+
+def test_every_chart_is_a_valid_figure_of_the_runs_own_numbers(
+    made_up_run, made_up_comparison, judgement, fast, tmp_path
+):
+    run = open_run(made_up_run(tmp_path / "run", fast, evaluation=judgement()))
+    comparison = open_comparison(made_up_comparison(tmp_path / "versus"))
+    points_chart = scatter([run, run], "identity", "s")
+    losses, matching = game_charts(run, "g")
+    judged_chart = judged_rounds_chart(run, "j")
+    charts = [points_chart, losses, matching, judged_chart, arm_chart(comparison, "a"), *paired_charts(comparison, "t")]
+    for chart in charts:
+        go.Figure(in_colour(chart.figure))  # raises on a name or value that Plotly does not know
+        assert chart.alt
+        assert chart.table.lines
+    by_name = {trace["name"]: trace for trace in points_chart.figure["data"]}
+    assert (by_name["run"]["x"], by_name["run"]["y"]) == ([0.12], [0.94])
+    assert (by_name["motion only"]["text"], by_name["raw video"]["x"]) == (["one-bit difference"], [1.0])
+    assert by_name["run"]["error_x"]["array"] == pytest.approx([0.03])
+    thin = [trace for trace in losses.figure["data"] if trace.get("legendgroup") == "sites"]
+    assert [trace["x"] for trace in thin] == [[1, 2, 3], [1, 3], [1, 3]]
+    assert thin[1]["y"] == pytest.approx([2.2, 2 / 3 + 0.2])
+    assert [t["y"] for t in matching.figure["data"] if t["name"] == "chance"] == [[1.95, 1.95, 1.95]]
+    attack = next(trace for trace in judged_chart.figure["data"] if "attacker" in trace["name"])
+    assert (attack["x"], attack["y"]) == ([1, 3], [0.6, 0.12])
+
+
+def test_a_task_that_nobody_asked_has_no_chart(made_up_run, fast, tmp_path):
+    run = open_run(made_up_run(tmp_path / "run", fast, summary=SUMMARY))
+    assert scatter([run], "source", "s") is None
+    assert judged_rounds_chart(run, "j") is None
+    assert "95 % intervals" not in scatter([run], "identity", "s").note  # there are none
+
+
+# ---- comparison
+
+
+def test_a_comparison_says_what_holds_and_what_does_not(made_up_comparison, tmp_path):
+    story = open_comparison(made_up_comparison(tmp_path / "versus"))
+    assert headline_and_tones(story) == (
+        "Of 3 paired tests, 1 hold, 1 do not, 1 are undecided.",
+        ["good", "bad", "plain"],
+    )
+    said = [sentence.text for sentence in comparison_sentences(story)]
+    assert said[1] == (
+        "Federated not worse than centralized, split site: does not hold (action −0.4 points, leakage +6.0 points)."
+    )
+    arms = arm_table(story)
+    assert [line.head.text for line in arms.lines if not line.cells] == ["split: iid", "split: site", "any split"]
+    federated = next(line for line in arms.lines if line.mark == "ours")
+    assert [plain(cell.text) for cell in federated.cells] == [
+        "89.0 %",
+        "21.0 %",
+        "site-2",
+        "2.5 MB",
+        "1 min 15 s",
+        "944 MB",
+    ]
+    assert federated.cells[0].note == "± 1.0"
+    verdicts_told = [line.cells[-1].text for line in paired_table(story).lines if line.cells]
+    assert verdicts_told == ["holds", "undecided", "does not hold"]
+    page = render([], [story])
+    assert "2016 test videos" in page
+    assert "a fourth seed" in page
+
+
+def headline_and_tones(story):
+    return plain(comparison_headline(story).text), [sentence.tone for sentence in comparison_sentences(story)]
+
+
+# ---- the page
+
+
+def test_names_from_outside_are_text_and_nothing_is_loaded(made_up_run, judgement, fast, tmp_path):
+    evil = "<img src=x onerror=alert(1)>"
+    evaluation = judgement({**TABLE, evil: (0.5, 0.5)}, not_measured=(evil,))
+    path = made_up_run(tmp_path / "run</title><b>", fast, evaluation=evaluation)
+    page = render([open_run(path)], [], title=f"T {evil}")
+    own = page[: page.index("plotly.js v")] + page[page.rindex("<script>") :]
+    assert evil not in own
+    assert "</title><b>" not in own
+    assert "&lt;img src=x onerror=alert(1)&gt;" in own
+    assert "\\u003cimg src=x" in own  # inside the charts' JSON
+    assert not re.findall(r"(?:src|href|poster)=\"(?!#|data:)[^\"]*", own)
+    assert "default-src 'none'" in own
+
+
+def test_several_runs_stand_side_by_side(made_up_run, made_up_comparison, judgement, fast, tmp_path):
+    one = made_up_run(tmp_path / "one", fast, evaluation=judgement())
+    two = made_up_run(tmp_path / "two", fast, summary=SUMMARY)
+    versus = made_up_comparison(tmp_path / "versus")
+    runs, comparisons = collect([one, versus, two, one])
+    assert [run.name for run in runs] == ["one", "two"]
+    page = render(runs, comparisons)
+    assert "The runs side by side" in page
+    assert "compare them with care" in page
+    ids = re.findall(r'\bid="([^"]+)"', page[: page.index("plotly.js v")])
+    assert len(ids) == len(set(ids))
+    links = set(re.findall(r'href="#([^"]+)"', page))
+    assert links
+    assert links <= set(ids)
+
+
+def test_the_command_on_a_real_tiny_run(squares, fast, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    small = {**fast, "simulation.sites": 2, "rounds.minimax": 1, "warmup.steps": 1}
+    words = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    assert fedspact.main(["simulate", "--data", str(squares), "--out", str(out), "--no-judge", *words]) == 0
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+    assert fedspact.main(["report", str(out), "--open"]) == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert str(out / "report.html") in capsys.readouterr().out
+    assert opened == [(out / "report.html").as_uri()]
+    assert "Not judged yet" in page
+    assert "Raw footage is not part of this page" in page
+    assert page.count("<video ") == 4  # the test rows that the run has
+    assert Path(out / "report.html").stat().st_size < 8e6
