@@ -27,7 +27,7 @@
     const told = JSON.parse(document.getElementById(chart.dataset.figure).textContent);
     const { data, layout } = coloured(told, getComputedStyle(root));
     const width = printing ? PAPER_PX : Math.floor(chart.getBoundingClientRect().width);
-    if (!width) return;  // in a closed part of the page: drawn when that opens
+    if (!width) return;  // in a closed part of the page, where the browser gives it no room: drawn when that opens
     chart.drawnWidth = width;
     Object.assign(layout, { width, autosize: false });
     layout.font.family = getComputedStyle(document.body).fontFamily;
