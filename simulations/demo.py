@@ -1,4 +1,4 @@
-"""``fedspact demo``: the whole mission once, on videos it makes itself: sites, game, judgement, pictures."""
+"""``fedspact demo``: the whole mission once, on videos it makes itself: sites, game, judgement, pictures, report."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from simulations.federated import refuse_local_statistics, simulate
 from simulations.laboratory import Laboratory, add_run_arguments, finish, keep_rows, readable, settings_from
 from simulations.partition import load_rows
 from simulations.pictures import before_after_film, before_after_sheet, choose_rows
+from simulations.report.collect import collect
+from simulations.report.page import render, write_page
 from simulations.synthetic import SynthConfig, synthesize
 from spact_models.networks import load_anonymizer
 from spact_models.seeds import pick_device
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make videos, train, judge, draw."""
+    """Make videos, train, judge, draw, report."""
     started = time.monotonic()
     settings = settings_from(args, {**SITES, "simulation.sites": args.sites})
     pick_device(settings.device)
@@ -47,11 +49,12 @@ def run(args: argparse.Namespace) -> int:
     simulate(lab)
     print("3/4  judging with fresh networks on held-out videos\n")
     finish(lab, sites=args.sites, kind="federated", with_retrieval=False)
-    print("4/4  drawing before and after")
+    print("4/4  drawing before and after, and the report")
     anonymizer, _, _ = load_anonymizer(folder.path / "anonymizer.safetensors")
     chosen = choose_rows(lab.rows, 6)
     before_after_sheet(anonymizer, chosen, folder.path / "before_after.png")
     before_after_film(anonymizer, chosen, folder.path / "before_after.mp4")
-    for name in ("before_after.png", "before_after.mp4", "summary.json", "anonymizer.safetensors"):
+    write_page(folder.path / "report.html", render(*collect([folder.path]), title="The demo", show_raw=False))
+    for name in ("report.html", "before_after.png", "before_after.mp4", "summary.json", "anonymizer.safetensors"):
         print(f"     {folder.path / name}")
     return 0
