@@ -33,9 +33,10 @@ from spact_models.networks import build_networks, build_privacy_network
 from spact_models.run_config import load_settings
 
 SCRIPT = """
-import argparse, sys
+import argparse, signal, sys
 from simulations import compare
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it from birth
     parser = argparse.ArgumentParser()
     compare.add_arguments(parser)
     try:
