@@ -60,6 +60,8 @@ def set_up(
             bench.blackened = _read(suite, settings, bench, cache, blackened=True)
     else:
         bench.not_measured.append("action, identity, retrieval: no videos in training or in test")
+        if suite.inversion:
+            bench.not_measured.append("reconstruction: still images alone hold no clip to restore")
     if suite.attributes:
         _ask_attributes(suite, settings, bench, rows if attribute_rows is None else attribute_rows, cache)
     if BLACKENED in suite.representations and bench.blackened is None and not bench.not_measured:

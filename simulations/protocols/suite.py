@@ -179,11 +179,15 @@ def _opened(
 
 
 def rows_digest(rows: Sequence[Row]) -> str:
-    """A name for exactly these rows, their labels and their sides."""
+    """A name for exactly these rows, their labels, their sides and what their box files say."""
+
+    def boxes(row: Row) -> str:
+        if row.boxes is None or not row.boxes.is_file():
+            return str(row.boxes)
+        return hashlib.sha256(row.boxes.read_bytes()).hexdigest()
+
     lines = sorted(
-        json.dumps(
-            [str(row.path), row.split, row.action, row.source, str(row.boxes), dict(row.attributes)], sort_keys=True
-        )
+        json.dumps([str(row.path), row.split, row.action, row.source, boxes(row), dict(row.attributes)], sort_keys=True)
         for row in rows
     )
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

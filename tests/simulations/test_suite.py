@@ -10,7 +10,7 @@ from client.video.boxes import Box, write_boxes
 from client.video.cache import FrameCache
 from client.video.rows import read_rows
 from simulations.protocols import attacks, suite
-from simulations.protocols.suite import REPRESENTATIONS, Suite, judge_suite
+from simulations.protocols.suite import REPRESENTATIONS, Suite, judge_suite, rows_digest
 from spact_models.anonymizer import Anonymizer
 from spact_models.errors import UserError
 from spact_models.judge import JudgeSet
@@ -139,6 +139,18 @@ def test_other_rows_may_carry_the_attributes(judged, tmp_path):
     assert difference.attacks == {}
     assert difference.action is not None
     assert evaluation.not_measured == ("attributes of difference1bit: still images hold no motion and no boxes",)
+
+
+def test_another_box_is_other_data(tmp_path):
+    from client.video.rows import Row
+
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("frame,left,top,right,bottom\n0,0.1,0.1,0.5,0.5\n")
+    rows = [Row(tmp_path / "a.mp4", split="train", boxes=boxes)]
+    before = rows_digest(rows)
+    assert rows_digest(rows) == before
+    boxes.write_text("frame,left,top,right,bottom\n0,0.1,0.1,0.5,0.9\n")
+    assert rows_digest(rows) != before
 
 
 def test_what_is_done_is_kept_and_not_judged_again(judged, monkeypatch):
