@@ -56,13 +56,13 @@
         points.push({ x, y: trace.y[i], px, py, text: trace.text[i], strong: trace.marker.size > 14 });
       });
     }
-    for (const box of noteBoxes(chart)) taken.push(box);
+    for (const box of noteBoxes(chart)) taken.push([...box, 30]);
     points.sort((a, b) => b.strong - a.strong || crowd(b, points) - crowd(a, points));
     const labels = points.map((point) => {
       pen.font = `${point.strong ? "bold " : ""}${size}px ${full.font.family}`;
       const half = [pen.measureText(point.text).width / 2 + 3, size / 2 + 2];
       const best = bestPlace(point, half, taken, full._size);
-      taken.push(best.box);
+      taken.push([...best.box, 30]);  // a label hides a label, a point only touches it
       const far = best.distance > 34;
       return {
         x: point.x, y: point.y, xref: "x", yref: "y", ax: best.dx, ay: best.dy, axref: "pixel", ayref: "pixel",
@@ -113,7 +113,7 @@
 
   function overlap(a, b) {
     const [width, height] = [Math.min(a[2], b[2]) - Math.max(a[0], b[0]), Math.min(a[3], b[3]) - Math.max(a[1], b[1])];
-    return width > 0 && height > 0 ? 20 + width * height : 0;
+    return width > 0 && height > 0 ? (b[4] || 1) * (20 + width * height) : 0;
   }
 
   const drawAll = () => charts.forEach(draw);
