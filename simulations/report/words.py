@@ -233,10 +233,10 @@ def comparison_headline(comparison: ComparisonStory) -> Sentence:
     found = [verdict(test) for test in comparison.content.get("tests") or []]
     if not found:
         return Sentence("Arms side by side; no paired test was made.")
-    told = {word: found.count(word) for word in (HOLDS, FAILS, UNDECIDED)}
-    words = {HOLDS: "hold", FAILS: "do not", UNDECIDED: "are undecided"}
-    parts = [f"{count} {words[word]}" for word, count in told.items() if count]
-    return Sentence(f"Of {counted(len(found), 'paired test')}, {', '.join(parts)}.")
+    words = {HOLDS: ("holds", "hold"), FAILS: ("does not", "do not"), UNDECIDED: ("is undecided", "are undecided")}
+    counts = {word: found.count(word) for word in words}
+    parts = [f"{count} {words[word][count > 1]}" for word, count in counts.items() if count]
+    return Sentence(f"{counted(len(found), 'paired test')}: {', '.join(parts)}.")
 
 
 def comparison_sentences(comparison: ComparisonStory) -> list[Sentence]:

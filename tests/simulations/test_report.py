@@ -347,7 +347,7 @@ def test_a_task_that_nobody_asked_has_no_chart(made_up_run, fast, tmp_path):
 def test_a_comparison_says_what_holds_and_what_does_not(made_up_comparison, tmp_path):
     story = open_comparison(made_up_comparison(tmp_path / "versus"))
     assert headline_and_tones(story) == (
-        "Of 3 paired tests, 1 hold, 1 do not, 1 are undecided.",
+        "3 paired tests: 1 holds, 1 does not, 1 is undecided.",
         ["good", "bad", "plain"],
     )
     said = [sentence.text for sentence in comparison_sentences(story)]
