@@ -42,7 +42,7 @@ def _grouped(lines: Sequence[tuple[str | None, Line]]) -> list[Line]:
     """Lines below a head for each partition; those of no partition last."""
     out = []
     for partition in sorted(dict.fromkeys(partition for partition, _ in lines), key=lambda one: one is None):
-        out.append(Line(Cell(f"split: {partition}" if partition else "any split"), []))
+        out.append(Line(Cell(f"split: {partition}" if partition else "pooled, or not trained"), []))
         out += [line for own, line in lines if own == partition]
     return out
 

@@ -355,7 +355,11 @@ def test_a_comparison_says_what_holds_and_what_does_not(made_up_comparison, tmp_
         "Federated not worse than centralized, split site: does not hold (action −0.4 points, leakage +6.0 points)."
     )
     arms = arm_table(story)
-    assert [line.head.text for line in arms.lines if not line.cells] == ["split: iid", "split: site", "any split"]
+    assert [line.head.text for line in arms.lines if not line.cells] == [
+        "split: iid",
+        "split: site",
+        "pooled, or not trained",
+    ]
     federated = next(line for line in arms.lines if line.mark == "ours")
     assert [plain(cell.text) for cell in federated.cells] == [
         "89.0 %",
