@@ -156,8 +156,30 @@ def verdicts(run: RunStory) -> list[Sentence]:
     if judged is None or judged.main_task is None:
         return []
     seen = judged.representations[ANONYMIZED]
+    weak = _weak_judge(judged, judged.main_task)
+    if weak is not None:
+        return [weak]
     found = [_target(judged, seen), _against_baselines(judged, seen)]
     return [sentence for sentence in found if sentence is not None]
+
+
+def _weak_judge(judged: Judged, task: str) -> Sentence | None:
+    """Where fresh networks cannot do on raw video what the anonymizer is to prevent or to keep, no verdict is due."""
+    raw = judged.representations.get(RAW)
+    leakage = raw.leakage(task) if raw else None
+    blind = []
+    if raw and raw.action and raw.action.mean <= judged.chance.get("action", 0.0):
+        blind.append("the fresh action network")
+    if leakage and leakage.mean <= judged.chance.get(task, 0.0) + TARGET_LEAKAGE:
+        blind.append("the strongest attacker")
+    if not blind:
+        return None
+    verb = "does" if len(blind) == 1 else "do"
+    return Sentence(
+        f"This judgement proves nothing yet: on raw video {' and '.join(blind)} {verb} hardly better than chance. Give "
+        "the fresh networks more steps or more training videos.",
+        "bad",
+    )
 
 
 def _target(judged: Judged, seen: Seen) -> Sentence | None:

@@ -110,6 +110,8 @@ def texts(table):
             [
                 "A fresh network names the action in 79 % of held-out videos (raw video: 10 %); the strongest of 2 "
                 "fresh attackers finds a video again among all others in 9.0 % of tries (chance 8.0 %).",
+                "This judgement proves nothing yet: on raw video the fresh action network does hardly better than "
+                "chance. Give the fresh networks more steps or more training videos.",
             ],
         ),
         (
@@ -117,6 +119,15 @@ def texts(table):
             [
                 "A fresh network names the action in 79 % of held-out videos (raw video was not judged); the strongest "
                 "of 2 fresh attackers reaches a class-mean precision of 50 % on private attributes (chance 40 %).",
+            ],
+        ),
+        (  # an attacker that finds nobody on raw video says nothing about the anonymizer
+            judged({"raw": (0.96, 0.1), "anonymized": (0.95, 0.08)}),
+            [
+                "Keeps 99 % of the action; the strongest of 2 fresh attackers names the person in 8.0 % of held-out "
+                "videos (chance 8.0 %).",
+                "This judgement proves nothing yet: on raw video the strongest attacker does hardly better than "
+                "chance. Give the fresh networks more steps or more training videos.",
             ],
         ),
         (None, ["Not judged yet: the game stands after round 3 of 3, and no fresh network has looked at its videos."]),
