@@ -21,10 +21,12 @@ from spact_models.pretrained import load_pretrained
 from spact_models.privacy import build_privacy
 from spact_models.run_config import load_settings
 from spact_models.seeds import seeded
-from spact_models.settings import Settings
+from spact_models.settings import Scalar, Settings
 
 log = logging.getLogger("fedspact.networks")
 _reported: set[tuple[str, str]] = set()
+# What a checkpoint means that was written before these settings existed, whatever its preset says of them today.
+BEFORE: dict[str, Scalar] = {"game.beta": 0.0, "views.frames": 1, "networks.output_cell_px": 0}
 BUFFERS = "buffers."  # checkpoints of centralised runs also hold BatchNorm's statistics, under this prefix
 
 
@@ -103,7 +105,7 @@ def networks_from_checkpoint(checkpoint: Checkpoint) -> tuple[Networks, Settings
     Raises:
         UserError: BatchNorm statistics are missing because they stayed at the sites.
     """
-    settings = load_settings({**checkpoint.header["settings"], "networks.action_weights": ""})
+    settings = _settings_of(checkpoint)
     classes = list(checkpoint.header["classes"])
     networks = build_networks(settings, classes)
     _fill(networks.anonymizer, checkpoint.tensors, ANONYMIZER)
@@ -113,6 +115,10 @@ def networks_from_checkpoint(checkpoint: Checkpoint) -> tuple[Networks, Settings
     return networks, settings, classes
 
 
+def _settings_of(checkpoint: Checkpoint) -> Settings:
+    return load_settings({**BEFORE, **checkpoint.header["settings"], "networks.action_weights": ""})
+
+
 def load_anonymizer(path: Path) -> tuple[Anonymizer, Settings, list[str]]:
     """f_A alone, in evaluation mode, with the settings and action classes that it was trained with.
 
@@ -120,7 +126,7 @@ def load_anonymizer(path: Path) -> tuple[Anonymizer, Settings, list[str]]:
         UserError: no checkpoint of ours, or one without an anonymizer that can be used here.
     """
     checkpoint = load_checkpoint(path)
-    settings = load_settings({**checkpoint.header["settings"], "networks.action_weights": ""})
+    settings = _settings_of(checkpoint)
     with seeded("anonymizer", settings.seed):
         anonymizer = Anonymizer(anonymizer_config(settings))
     _fill(anonymizer, checkpoint.tensors, ANONYMIZER)

@@ -90,11 +90,28 @@ def test_every_setting_of_f_a_reaches_it(settings_of):
         "norm": ("norm", "batch"),
         "output_noise": ("output_noise", 0.1),
         "output_levels": ("output_levels", 5),
+        "output_cell_px": ("output_cell_px", 4),
     }
     changes = {f"networks.{key}": value for key, (_, value) in chosen.items()}
     settings = settings_of(**changes, **{"clip.size_px": 24, "clip.stride_frames": 3})
     config = vars(build_networks(settings, CLASSES).anonymizer.config)
     assert config == {**dict(chosen.values()), "size_px": 24, "stride_frames": 3}
+
+
+def test_a_checkpoint_from_before_the_newest_settings_means_what_it_meant(settings_of, tmp_path):
+    """Its header lacks their keys: no price, no cells, views of one frame, whatever the preset says today."""
+    settings = settings_of(**{"networks.output_noise": 0.0, "game.beta": 0.0})
+    networks = trained(settings)
+    path = save(tmp_path / "round.safetensors", networks, settings)
+    checkpoint = load_checkpoint(path)
+    newest = ("game.beta", "views.frames", "networks.output_cell_px")
+    told = {key: value for key, value in checkpoint.header["settings"].items() if key not in newest}
+    save_checkpoint(path, checkpoint.tensors, {**checkpoint.header, "settings": told})
+    anonymizer, read, _ = load_anonymizer(path)
+    assert networks_from_checkpoint(load_checkpoint(path))[1] == read
+    assert (read.game.beta, read.views.frames, read.networks.output_cell_px) == (0.0, 1, 0)
+    with torch.inference_mode():
+        assert torch.equal(anonymizer(clip()), networks.anonymizer.eval()(clip()))
 
 
 def test_a_federated_batch_norm_checkpoint_is_refused_with_the_reason(settings_of, tmp_path):
