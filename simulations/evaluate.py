@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attackers", metavar="A,B", help="fresh attackers (default: the preset's)")
     parser.add_argument("--only", metavar="A,B", help="representations to judge (default: all)")
     parser.add_argument("--rounds", metavar="2,5,9", help="judge the checkpoints of these rounds, too")
-    parser.add_argument("--quick", action="store_true", help="raw, downsample4x and anonymized, one seed")
+    parser.add_argument("--quick", action="store_true", help="three representations, two attackers, one seed")
     parser.add_argument("--recipe", metavar="NAME", help="ucf101-known, hmdb51-novel or pa-hmdb51 (with --root)")
     parser.add_argument("--root", type=Path, metavar="DIR", help="the folder that holds a recipe's data sets")
     parser.add_argument("--inversion", action="store_true", help="a fresh network tries to restore the raw frames")
@@ -126,7 +126,7 @@ def _suite(args: argparse.Namespace, data: Data, attackers: tuple[str, ...], pre
     from simulations.protocols.plans import default_protocol, plan
     from simulations.protocols.recipes import RECIPES
     from simulations.protocols.suite import QUICK, REPRESENTATIONS
-    from spact_models.attackers import CHEAPEST, check_attackers
+    from spact_models.attackers import CHEAPEST, PAIRS, check_attackers
 
     protocol = args.protocol
     if args.recipe and protocol is None:
@@ -135,7 +135,7 @@ def _suite(args: argparse.Namespace, data: Data, attackers: tuple[str, ...], pre
         protocol = default_protocol(data)
         print(f"no --protocol given: {protocol}, which these data can answer")
     seeds = _seeds(args.seeds) if args.seeds else DEFAULT_SEEDS[:1] if args.quick else DEFAULT_SEEDS
-    names = check_attackers(_names(args.attackers)) or attackers
+    names = check_attackers(_names(args.attackers)) or attackers or (PAIRS[preset] if args.quick else ())
     only = _names(args.only) or (QUICK if args.quick else REPRESENTATIONS)
     if args.crops and not any(row.boxes for row in data.rows):
         raise UserError("--crops: needs to know where people stand, and the manifest has no column boxes")

@@ -317,7 +317,7 @@ def test_evaluate_quick_is_three_rows_and_one_seed(run_of, fast, tmp_path):
     assert list(told["representations"]) == ["raw", "downsample4x", "anonymized"]
     assert len(told["seeds"]) == 1
     attacks = told["representations"]["raw"]["attacks"]
-    assert attacks["identity"]["attackers"].keys() == {"frame-convnet", "frame-vit", "video-tiny"}
+    assert attacks["identity"]["attackers"].keys() == {"frame-convnet", "video-tiny"}
     assert attacks["retrieval_all"]["attackers"].keys() == {"frame-convnet"}
 
 
