@@ -122,7 +122,7 @@ class GameConfig:
     beta: float = PRESET  # price of the noisy output in L_T's nats a nat a value (losses.rate); 0 in the paper
     temperature: float = 0.1  # NT-Xent; 0.1 in the reference
     cap_reward: bool = True  # stop rewarding above chance: past it f_A beats this f_B, not privacy
-    critic_steps: int = PRESET  # critics' moves per anonymizer's move; 1 in the reference, and too few (docs/method.md)
+    critic_steps: int = PRESET  # critics' moves per anonymizer's move; the reference's 1 needs a price (docs/method.md)
     catch_up_steps: int = PRESET  # critics' moves at the start of a round, to meet the averaged f_A
     restart_privacy_rounds: int = 0  # begin a fresh f_B every so many minimax rounds; 0 = never
     lr_anonymizer: float = PRESET  # Adam; 1e-4 in the reference

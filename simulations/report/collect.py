@@ -58,10 +58,10 @@ class RunStory:
 
     @property
     def kind(self) -> str:
-        """``federated`` or ``centralized``; a run of real sites has sites in its rounds and does not say its kind."""
+        """``federated`` or ``centralized``; a run does not say it before its end, but only a federation sends."""
         named = self.summary.get("kind")
-        with_sites = any(line["sites"] or line["dropped"] for line in self.history)
-        return str(named) if named else ("federated" if with_sites or not self.history else "centralized")
+        travelled = any(line["bytes_up"] or line["bytes_down"] or line["dropped"] for line in self.history)
+        return str(named) if named else ("federated" if travelled or not self.history else "centralized")
 
     @property
     def sites(self) -> int:

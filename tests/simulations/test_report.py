@@ -183,6 +183,15 @@ def test_evaluation_goes_before_summary_and_summary_serves_without_it(made_up_ru
     assert not_measured(both) == ["attributes: the manifest has none"]
 
 
+def test_an_unfinished_centralized_run_is_not_taken_for_a_federation(made_up_run, fast, tmp_path):
+    """Its one site stands in its rounds, too, but nothing was sent."""
+    path = made_up_run(tmp_path / "run", fast, rounds=2)
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    alone = [{**line, "sites": line["sites"][:1], "dropped": [], "bytes_up": 0, "bytes_down": 0} for line in lines]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in alone))
+    assert open_run(path).kind == "centralized"
+
+
 def test_a_run_in_the_making_is_told_as_far_as_it_is(made_up_run, fast, tmp_path):
     path = made_up_run(tmp_path / "run", fast, rounds=2)
     with (path / "metrics.jsonl").open("a") as file:

@@ -142,7 +142,7 @@ def test_the_price_of_the_output_enters_the_anonymizers_gradient_and_no_other():
         grads[name] = [parameter.grad.clone() for parameter in tested.f_A.parameters()]
     torch.manual_seed(9)
     out = twin.f_A.train().transform(batch.clips_BCTHW)
-    price = 0.5 * sum(float(1) * value**2 for value in out.flatten()) / out.numel() / (2 * 0.3 * 0.3)
+    price = 0.5 * sum(value**2 for value in out.flatten()) / out.numel() / (2 * 0.3 * 0.3)
     expected = torch.autograd.grad(price, list(twin.f_A.parameters()))
     for without, with_price, alone in zip(grads["without"], grads["with"], expected, strict=True):
         assert torch.allclose(with_price - without, alone, atol=1e-5)
