@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attackers", metavar="A,B", help="fresh attackers (default: the preset's)")
     parser.add_argument("--only", metavar="A,B", help="representations to judge (default: all)")
     parser.add_argument("--rounds", metavar="2,5,9", help="judge the checkpoints of these rounds, too")
-    parser.add_argument("--quick", action="store_true", help="three representations, two attackers, one seed")
+    parser.add_argument("--quick", action="store_true", help="three representations, two attackers, one seed; people named, not retrieved")
     parser.add_argument("--recipe", metavar="NAME", help="ucf101-known, hmdb51-novel or pa-hmdb51 (with --root)")
     parser.add_argument("--root", type=Path, metavar="DIR", help="the folder that holds a recipe's data sets")
     parser.add_argument("--inversion", action="store_true", help="a fresh network tries to restore the raw frames")
@@ -142,7 +142,9 @@ def _suite(args: argparse.Namespace, data: Data, attackers: tuple[str, ...], pre
     suite = plan(
         protocol, data, representations=only, attackers=names, seeds=seeds, crops=args.crops, inversion=args.inversion
     )
-    return suite if not args.quick else replace(suite, retrieval_attackers=CHEAPEST[preset])
+    if not args.quick:
+        return suite
+    return replace(suite, retrieval=suite.retrieval and not suite.tasks, retrieval_attackers=CHEAPEST[preset])
 
 
 def _judge(

@@ -1,6 +1,6 @@
 """The comparison's folder: what was asked for, what is finished, and what a killed run left half done.
 
-plan.json          the plan; the folder goes on with the same one, and with no other
+plan.json          the plan last asked for; another seed, partition, arm or baseline adds cells, all else must be the same
 data.csv           the rows that every cell uses, each with its split decided
 cells/NAME/        one finished cell: a run folder, evaluation.json, hits.npz and cell.json
 cells/NAME.part/   one in the making; a folder gets its own name when everything in it is on the disk
@@ -20,7 +20,7 @@ from typing import Any
 
 from client.video.rows import Row, write_rows
 from server.runs import PREPARED
-from simulations.compare.plan import Cell, Plan
+from simulations.compare.plan import CHOICE, Cell, Plan
 from spact_models.checkpoint import write_atomically
 from spact_models.errors import UserError
 
@@ -59,23 +59,20 @@ class ComparisonFolder:
             yield
 
     def begin(self, plan: Plan) -> None:
-        """Write the plan, or find that the folder holds the same one.
+        """Write the plan where the folder holds none, or one whose finished cells are of this plan's kind.
 
         Raises:
-            UserError: it holds another one; the first key that differs is named, with both values.
+            UserError: it holds cells of another kind; the first key that differs is named, with both values.
         """
         wanted = plan.to_json()
-        held = _read_json(self.path / PLAN)
-        if held is None:
-            write_json(self.path / PLAN, {"format": PLAN_FORMAT, "format_version": 1, "plan": wanted})
-            return
-        before = held.get("plan", {})
+        before = (_read_json(self.path / PLAN) or {}).get("plan", wanted)
         for key in [*wanted, *(key for key in before if key not in wanted)]:
-            if wanted.get(key) != before.get(key):
+            if key not in CHOICE and wanted.get(key) != before.get(key):
                 raise UserError(
                     f"--out {self.path}: holds a comparison with {key} = {before.get(key)!r}, asked for is "
                     f"{wanted.get(key)!r}. Go on with the first one's settings, or name another folder"
                 )
+        write_json(self.path / PLAN, {"format": PLAN_FORMAT, "format_version": 1, "plan": wanted})
 
     def write_data(self, rows: list[Row], views: list[Row] | None) -> None:
         """The rows for all cells; written anew at every start, always the same."""

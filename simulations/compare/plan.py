@@ -16,6 +16,7 @@ from spact_models.errors import UserError
 from spact_models.run_config import load_settings
 from spact_models.settings import Scalar, Settings
 
+CHOICE = ("seeds", "partitions", "arms", "baselines")  # which cells there are; the rest of a plan says what each one is
 CENTRALIZED, FEDERATED, LOCAL, BASELINES = ARMS = ("centralized", "federated", "local-only", "baselines")
 
 
@@ -58,7 +59,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides a comparison's figures. Where it is the same, finished cells can be kept."""
+    """Everything that decides a comparison's figures. Where it is the same but for ``CHOICE``, finished cells are kept."""
 
     manifest: str
     manifest_sha256: str

@@ -318,6 +318,9 @@ def test_evaluate_quick_is_three_rows_and_one_seed(run_of, fast, tmp_path):
     assert len(told["seeds"]) == 1
     attacks = told["representations"]["raw"]["attacks"]
     assert attacks["identity"]["attackers"].keys() == {"frame-convnet", "video-tiny"}
+    assert attacks.keys() == {"identity"}  # who can be named is not looked for among videos as well
+    assert main(["evaluate", str(out), "--quick", "--protocol", "retrieval", "--out", str(tmp_path / "r.json")]) == 0
+    attacks = evaluation(tmp_path / "r.json")["representations"]["raw"]["attacks"]
     assert attacks["retrieval_all"]["attackers"].keys() == {"frame-convnet"}
 
 

@@ -102,14 +102,22 @@ def test_a_folder_goes_on_with_its_own_plan_and_names_what_differs_in_another(fa
         folder.begin(make_plan(fast))
     changed = {**plan.settings, "game.omega": 0.25}
     for other, key in (
-        (replace(plan, seeds=(0, 2)), r"seeds = \[0, 1\], asked for is \[0, 2\]"),
         (replace(plan, task="source", sites=2), "sites = 3, asked for is 2"),
         (replace(plan, settings=changed), r"settings.game.omega = 1.0, asked for is 0.25"),
         (replace(plan, manifest_sha256="11"), "manifest_sha256"),
     ):
         with pytest.raises(UserError, match=key), folder.held():
             folder.begin(other)
-    assert json.loads((tmp_path / "c" / "plan.json").read_text())["plan"]["seeds"] == [0, 1]
+    assert json.loads((tmp_path / "c" / "plan.json").read_text())["plan"]["sites"] == 3
+
+
+def test_a_folder_takes_further_cells_of_the_same_kind(fast, tmp_path):
+    folder = ComparisonFolder(tmp_path / "c")
+    for more in ({}, {"seeds": (0, 1, 2)}, {"partitions": ("iid", "site")}, {"arms": ("federated",)}, {"baselines": ()}):
+        plan = replace(make_plan(fast), **more)
+        with folder.held():
+            folder.begin(plan)
+        assert json.loads((tmp_path / "c" / "plan.json").read_text())["plan"] == plan.to_json()
 
 
 def test_a_folder_that_is_somebody_elses_is_left_alone(tmp_path):
