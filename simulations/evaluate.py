@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from simulations.protocols.evaluation import Evaluation
     from simulations.protocols.model import Model
     from simulations.protocols.plans import Data
-    from simulations.protocols.suite import Suite
+    from simulations.protocols.suite import Stills, Suite
     from spact_models.settings import Settings
 
 DEFAULT_SEEDS = (0, 1, 2)
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attackers", metavar="A,B", help="fresh attackers (default: the preset's)")
     parser.add_argument("--only", metavar="A,B", help="representations to judge (default: all)")
     parser.add_argument("--rounds", metavar="2,5,9", help="judge the checkpoints of these rounds, too")
-    parser.add_argument("--quick", action="store_true", help="three representations, two attackers, one seed; people named, not retrieved")
+    parser.add_argument("--quick", action="store_true", help="three representations, one seed; no retrieval of people")
     parser.add_argument("--recipe", metavar="NAME", help="ucf101-known, hmdb51-novel or pa-hmdb51 (with --root)")
     parser.add_argument("--root", type=Path, metavar="DIR", help="the folder that holds a recipe's data sets")
     parser.add_argument("--inversion", action="store_true", help="a fresh network tries to restore the raw frames")
@@ -172,6 +172,7 @@ def _judge(
         model=model.described,
         before=file.before,
         on_done=file.write,
+        on_restored=file.draw,
     )
     if rounds:
         run = _run_of(model)
@@ -203,6 +204,20 @@ class _Output:
         self.before = evaluation
         evaluation.write(self.path)
         return evaluation
+
+    def draw(self, name: str, stills: Stills) -> None:
+        """The reconstruction attacker's picture, beside the file. It shows raw frames, so it says so."""
+        from simulations.pictures import inversion_sheet
+
+        if self.path is None:
+            return
+        raw_NHWC, seen_NHWC, restored_NHWC = stills
+        figures = self.before.representations[name].reconstruction if self.before else None
+        psnr, ssim = ((figures or {}).get(key) for key in ("psnr_db", "ssim"))
+        caption = f"{psnr.mean:.1f} dB, SSIM {ssim.mean:.2f}" if psnr and ssim else ""
+        picture = self.path.parent / "reconstruction" / f"{name}.png"
+        inversion_sheet(raw_NHWC, {name: (seen_NHWC, restored_NHWC)}, picture, {name: caption})
+        print(f"{picture} (shows raw frames)")
 
 
 def _readable(data: Data, cache: FrameCache, settings: Settings) -> Data:

@@ -1,6 +1,6 @@
 """The comparison's folder: what was asked for, what is finished, and what a killed run left half done.
 
-plan.json          the plan last asked for; another seed, partition, arm or baseline adds cells, all else must be the same
+plan.json          the plan last asked for; other seeds, partitions, arms and baselines add cells, the rest must stay
 data.csv           the rows that every cell uses, each with its split decided
 cells/NAME/        one finished cell: a run folder, evaluation.json, hits.npz and cell.json
 cells/NAME.part/   one in the making; a folder gets its own name when everything in it is on the disk

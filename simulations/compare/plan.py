@@ -59,7 +59,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides a comparison's figures. Where it is the same but for ``CHOICE``, finished cells are kept."""
+    """Everything that decides a comparison's figures. Where all but ``CHOICE`` is the same, finished cells are kept."""
 
     manifest: str
     manifest_sha256: str

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from simulations.protocols.bench import BLACKENED, CROPS, Bench, Pair, matchers
+from simulations.protocols.bench import BLACKENED, CROPS, IDENTITY, Bench, Pair, matchers
 from simulations.protocols.evaluation import ACTION
 from simulations.protocols.figures import Found
 from spact_models.anonymizer import ClipTransform
 from spact_models.attackers import ATTACKERS
 from spact_models.judge import Answer, Judge, side_by_side
+from spact_models.judge_set import JudgeSet
 from spact_models.seeds import seed_for
 from spact_models.settings import Settings
 
 if TYPE_CHECKING:
     from simulations.protocols.suite import Suite
+
+STILLS = 6  # columns of a reconstruction's picture
 
 
 def attacked(
@@ -72,7 +75,7 @@ def _video_jobs(
         jobs["retrieval", attacker] = partial(judge.retrieval, *released, attacker)
     if suite.inversion:
         jobs["reconstruction", ""] = partial(
-            _reconstructed, judge, raw, released, list(bench.tasks)[:1], suite.attackers
+            _reconstructed, judge, raw, released, IDENTITY in bench.tasks, suite.attackers
         )
     return jobs
 
@@ -83,10 +86,8 @@ def _attack_cropped(judge: Judge, released: Pair, task: str, attacker: str, pers
     return judge.attack(train, test, task, attacker)
 
 
-def _reconstructed(
-    judge: Judge, raw: Pair, released: Pair, tasks: Sequence[str], attackers: Sequence[str]
-) -> dict[str, np.ndarray | dict[str, Answer]]:
-    """A fresh inverter's pictures, and who is seen in them."""
+def _reconstructed(judge: Judge, raw: Pair, released: Pair, named: bool, attackers: Sequence[str]) -> dict[str, Any]:
+    """A fresh inverter's figures, some of its pictures, and (where people are ``named``) who is seen in them."""
     from spact_models.inversion import invert  # scikit-image, and only --inversion needs it
 
     back = invert(
@@ -98,9 +99,17 @@ def _reconstructed(
         "mean_picture_psnr_db": back.floor_psnr_db_V.numpy(),
         "mean_picture_ssim": back.floor_ssim_V.numpy(),
     }
-    if tasks:
-        found["identity"] = {one: judge.attack(back.train, back.test, tasks[0], one) for one in attackers}
+    found["pictures"] = tuple(_stills(held) for held in (raw[1], released[1], back.test))
+    if named:
+        found["identity"] = {one: judge.attack(back.train, back.test, IDENTITY, one) for one in attackers}
     return found
+
+
+def _stills(held: JudgeSet) -> np.ndarray:
+    """The last frame of clips far apart: uint8 (N,H,W,3). A raw set's lead-in lies in front: last is last in both."""
+    clips = torch.linspace(0, len(held.clips_MTHWC) - 1, STILLS).round().long().unique()
+    stills_NHWC: np.ndarray = held.clips_MTHWC[clips, -1].cpu().numpy()
+    return stills_NHWC
 
 
 def _seen(

@@ -79,12 +79,15 @@ def _attribute_figure(answers: Sequence[Answer], form: str) -> Figure:
     return Figure.of(per_seed, attribute_interval(scores_SVA, labels_VA, form))
 
 
+OTHERWISE = ("identity", "pictures")  # what a reconstruction holds besides a figure a video
+
+
 def _reconstruction(found: Found, seeds: Sequence[int]) -> dict[str, Figure | None] | None:
     each = [found["reconstruction", "", seed] for seed in seeds if ("reconstruction", "", seed) in found]
     if not each:
         return None
     out: dict[str, Figure | None] = {
-        name: Figure.of_hits(np.stack([one[name] for one in each])) for name in each[0] if name != "identity"
+        name: Figure.of_hits(np.stack([one[name] for one in each])) for name in each[0] if name not in OTHERWISE
     }
     each_attacker = [
         Figure.of_hits(np.stack([one["identity"][attacker].hit_V.numpy() for one in each]))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -31,6 +32,7 @@ from spact_models.settings import Settings
 
 REPRESENTATIONS = (*OBFUSCATIONS, BLACKENED, ANONYMIZED)
 QUICK = ("raw", "downsample4x", ANONYMIZED)
+Stills = tuple[np.ndarray, np.ndarray, np.ndarray]  # each uint8 (N,H,W,3)
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,14 @@ def judge_suite(
     model: Mapping[str, Any] | None = None,
     before: Evaluation | None = None,
     on_done: Callable[[Evaluation], object] = lambda _: None,
+    on_restored: Callable[[str, Stills], object] = lambda *_: None,
 ) -> tuple[Evaluation, Hits]:
     """Judge ``anonymizer`` and the suite's baselines with fresh networks.
 
     Rows whose split is ``train`` teach the fresh networks, rows whose split is ``test`` test them. What the data
     cannot answer is left out and named in ``not_measured``. Representations that ``before`` holds under the same key
-    are taken from it; ``on_done`` is called with all that is done after each one, ``anonymized`` right after ``raw``.
+    are taken from it; ``on_done`` is called with all that is done after each one, ``anonymized`` right after ``raw``;
+    with ``suite.inversion`` also ``on_restored`` with its name and some frames: raw, as released, as restored.
 
     Returns:
         the evaluation, and the answers video by video of the representations judged in this call.
@@ -117,6 +121,8 @@ def judge_suite(
                 created=now(),
             )
             on_done(evaluation)
+            if (key := ("reconstruction", "", suite.seeds[0])) in found:
+                on_restored(name, found[key]["pictures"])
     return evaluation, hits
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from client.video.rows import read_rows, write_rows
 from fedspact import VERBS, main
@@ -324,6 +325,15 @@ def test_evaluate_quick_is_three_rows_and_one_seed(run_of, fast, tmp_path):
     assert attacks["retrieval_all"]["attackers"].keys() == {"frame-convnet"}
 
 
+def test_evaluate_draws_what_was_restored(run_of, fast, tmp_path, capsys):
+    out = run_of("simulate", fast)
+    words = [*FEW, "--only", "anonymized", "--inversion", "--out", str(tmp_path / "e.json")]
+    assert main(["evaluate", str(out), *words]) == 0
+    picture = tmp_path / "reconstruction" / "anonymized.png"
+    assert Image.open(picture).size > (100, 100)
+    assert f"{picture} (shows raw frames)" in capsys.readouterr().out
+
+
 def test_evaluate_asks_what_it_is_asked_for(run_of, squares, fast, tmp_path):
     out = run_of("simulate", fast)
     words = ["evaluate", str(out), "--data", str(squares), "--cache", str(tmp_path / "c"), *FEW, "--only", "raw"]
@@ -391,8 +401,6 @@ def test_evaluate_refuses_what_is_no_model_of_ours(run_of, fast, tmp_path, capsy
 
 def test_images_serve_as_views_of_a_frame_anonymizer(squares, tmp_path, fast):
     """The published protocol's shape: clips from videos, views from pictures, two crops of each."""
-    from PIL import Image
-
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(6):

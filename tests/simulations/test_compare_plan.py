@@ -113,7 +113,8 @@ def test_a_folder_goes_on_with_its_own_plan_and_names_what_differs_in_another(fa
 
 def test_a_folder_takes_further_cells_of_the_same_kind(fast, tmp_path):
     folder = ComparisonFolder(tmp_path / "c")
-    for more in ({}, {"seeds": (0, 1, 2)}, {"partitions": ("iid", "site")}, {"arms": ("federated",)}, {"baselines": ()}):
+    further = ({}, {"seeds": (0, 1, 2)}, {"partitions": ("iid", "site")}, {"arms": ("federated",)}, {"baselines": ()})
+    for more in further:
         plan = replace(make_plan(fast), **more)
         with folder.held():
             folder.begin(plan)

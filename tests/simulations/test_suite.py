@@ -190,6 +190,23 @@ def test_reconstruction_is_measured_as_pictures_and_as_evidence(judged):
     assert len(rebuilt["identity"].per_seed) == 2
 
 
+def test_a_reconstruction_can_be_looked_at(judged):
+    """On raw frames what was released is the raw frame itself; the restored one is near it, and no copy."""
+    shown = {}
+    asked = Suite("retrieval", (), ("raw", "anonymized"), ONE, retrieval=False, inversion=True, action=False)
+    evaluation, _ = judged(asked, on_restored=shown.__setitem__)
+    assert shown.keys() == {"raw", "anonymized"}
+    assert evaluation.representations["raw"].reconstruction["identity"] is None  # nobody is named
+    raw, seen, restored = shown["raw"]
+    assert raw.dtype == seen.dtype == restored.dtype == np.uint8
+    assert raw.shape == seen.shape == restored.shape
+    assert raw.shape[0] > 1
+    assert np.array_equal(raw, seen)
+    assert not np.array_equal(raw, restored)
+    assert np.array_equal(shown["anonymized"][0], raw)
+    assert not np.array_equal(shown["anonymized"][1], raw)
+
+
 def test_bad_suites_are_told():
     with pytest.raises(UserError, match="representation = 'blurry'"):
         Suite("identity", (), ("blurry",))
