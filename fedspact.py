@@ -18,9 +18,19 @@ VERBS = {
     "centralize": ("simulations.centralized", "the same game on the pooled videos, to compare against"),
     "evaluate": ("simulations.evaluate", "judge an anonymizer by protocol, with fresh networks"),
     "compare": ("simulations.compare", "centralized, federated, each site alone, plain obfuscation: one judge"),
+    "bench": ("simulations.benchmarks.command", "time each part beside a plain twin, by ratios"),
     "report": ("simulations.report", "one HTML page of a run's or a comparison's evidence"),
     "runs": ("simulations.runs_list", "list runs with their key figures"),
+    "watch": ("server.watch", "follow a run on the terminal: rounds, sites, losses, who was left out"),
+    "anonymize": ("client.anonymize.command", "anonymise files, folders, cameras and pipes with a trained anonymizer"),
+    "export": ("server.export", "the anonymizer as a file that others can run, with its model card"),
+    "release": ("simulations.release", "have the sites judge an anonymizer under a policy, and sign it on a pass"),
     "check": ("server.check", "check a federation's settings before `flwr run`, and show them all"),
+    "site": ("client.site_command", "check a site and its connection, start its SuperNode, read its ledger"),
+    "keys": ("server.keys", "make the CA, the server's certificate and a key pair for each site"),
+    "server": ("server.commands", "start a SuperLink, admit sites, see who is there: Flower's own commands"),
+    "serve": ("client.edge.serving", "anonymize cameras' frames as a gRPC service at the site"),
+    "camera": ("client.edge.camera", "feed a camera or a file through such a service"),
     "cache": ("client.video.cache", "show or clear a site's decoded frames"),
 }
 # Torch's threads (GNU OpenMP) spin while they wait for each other, by default so long that a machine with other work
@@ -32,7 +42,7 @@ DESCRIPTION = "Sites train a video anonymizer together; raw footage never leaves
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Exit status: 0 success, 2 a user's mistake, 1 anything else, 130 interrupted."""
+    """Run one verb. Exit status: 0 success, 2 a user's mistake, 1 anything else, 130 interrupted (`anonymize`: 3)."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_overview())

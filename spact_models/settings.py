@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from spact_models.dp_settings import DpConfig, check_dp
 from spact_models.errors import UserError
 from spact_models.presets import PRESETS
 
@@ -161,11 +162,17 @@ class RoundsConfig:
     min_sites: int = 1  # valid replies that a round needs; below it the round changes nothing
     max_void_rounds: int = 3  # so many in a row end the run
     keep_checkpoints: int = 0  # the last k of them; 0 = all
+    deadline: str = "fixed"  # of a round: timeout_seconds; adaptive: from the sites' own past rounds, never above it
+    deadline_factor: float = 3.0  # adaptive: times the slow sites' past seconds; one busy hour must not cost a site
+    deadline_quantile: float = 0.9  # adaptive: which site counts as slow; 1 = the slowest
+    deadline_least_seconds: float = 60.0  # adaptive: never below it; a site's process takes seconds to start
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "warmup", "minimax", "evaluate_every", "keep_checkpoints")
-        _at_least(self, 1, "cycles", "min_sites", "max_void_rounds")
+        _at_least(self, 0, "warmup", "minimax", "evaluate_every", "keep_checkpoints", "deadline_least_seconds")
+        _at_least(self, 1, "cycles", "min_sites", "max_void_rounds", "deadline_factor")
         _positive(self, "timeout_seconds")
+        _one_of("deadline", self.deadline, ("fixed", "adaptive"))
+        require(0 < self.deadline_quantile <= 1, "deadline_quantile", self.deadline_quantile, "must be in (0, 1]")
         require(self.warmup + self.minimax >= 1, "minimax", self.minimax, "must be at least 1 when rounds.warmup is 0")
 
 
@@ -180,26 +187,45 @@ class StrategyConfig:
     beta2: float = 0.99  # fedadam
     adaptivity: float = 1e-3  # fedadam's tau
     proximal_mu: float = 0.01  # fedprox: pull of a site's weights towards the received ones
-    weighting: str = "examples"  # or "equal": every site weighs 1
+    weighting: str = "examples"  # or "equal": every site weighs 1. The robust rules always do: a liar claims much
     max_examples: int = 10_000_000  # a site that claims more is not believed
+    aggregation: str = "mean"  # mean | median | trimmed_mean | krum | multi_krum: whom a bad site can mislead
+    bad_sites: int = 1  # so many may lie and a robust rule still holds; each costs rounds.min_sites two honest ones
+    norm_bound: float = 0.0  # L2 of a site's update; a longer one is scaled down to it. 0 = no bound
 
     def __post_init__(self) -> None:
         _one_of("name", self.name, ("fedavg", "fedprox", "fedadam", "fedavgm"))
         _one_of("weighting", self.weighting, ("examples", "equal"))
+        _one_of("aggregation", self.aggregation, ("mean", "median", "trimmed_mean", "krum", "multi_krum"))
         _positive(self, "learning_rate", "adaptivity", "max_examples")
+        _at_least(self, 1, "bad_sites")
+        _at_least(self, 0, "norm_bound")
         for name in ("momentum", "beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
         _at_least(self, 0, "proximal_mu")
+
+    @property
+    def least_updates(self) -> int:
+        """How many updates the rule needs to hold against ``bad_sites`` of them; 1 for the mean, which never does."""
+        if self.aggregation == "mean":
+            return 1
+        return 2 * self.bad_sites + (3 if self.aggregation in ("krum", "multi_krum") else 1)
 
 
 @dataclass(frozen=True)
 class WireConfig:
     """What an update looks like on its way to the server."""
 
-    dtype: str = "float32"  # or "float16": half the bytes, three decimal digits of each difference
+    dtype: str = "float16"  # half of float32's bytes, 3 digits of a difference | float32 | int8: a quarter, with
+    # one scale a tensor; what rounding leaves out stays at the site and goes with the next round
+    parameters: str = ""  # train and send only these: patterns of wire names, "action.fc.*,*.exit.*"; empty: all
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        return tuple(pattern.strip() for pattern in self.parameters.split(",") if pattern.strip())
 
     def __post_init__(self) -> None:
-        _one_of("dtype", self.dtype, ("float32", "float16"))
+        _one_of("dtype", self.dtype, ("float32", "float16", "int8"))
 
 
 @dataclass(frozen=True)
@@ -256,6 +282,51 @@ class JudgeConfig:
 
 
 @dataclass(frozen=True)
+class WatchConfig:
+    """How a run can be looked at while it goes on; nothing of it changes what is learned."""
+
+    metrics_port: int = 0  # Prometheus text format over HTTP; 0 = off
+    metrics_host: str = "127.0.0.1"  # only this machine; it has no password, so think before you widen it
+    log_format: str = "text"  # or "json": one object a line, for log collectors
+
+    def __post_init__(self) -> None:
+        require(0 <= self.metrics_port <= 65535, "metrics_port", self.metrics_port, "must be from 0 to 65535")
+        require(bool(self.metrics_host), "metrics_host", self.metrics_host, "must be an address, such as 127.0.0.1")
+        _one_of("log_format", self.log_format, ("text", "json"))
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What training may hold in memory; where that is too little, blocks are computed again (``memory.py``)."""
+
+    budget_gib: float = 0.0  # weights, gradients, Adam's moments, what a move keeps; a third comes on top; 0 = none
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "budget_gib")
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """Faster ways to the same numbers up to rounding (``speed.py``)."""
+
+    channels_last: str = "auto"  # auto (on a CPU, the networks it helps) | on | off; never with dp.unit
+    compile: bool = False  # torch.compile: minutes at the start, and a compiler on the machine
+    tf32: bool = True  # GPUs since Ampere multiply float32 with 10 bits of fraction; a CPU never does
+
+    def __post_init__(self) -> None:
+        _one_of("channels_last", self.channels_last, ("auto", "on", "off"))
+
+
+@dataclass(frozen=True)
+class ReleaseConfig:
+    """Read with ``task = "release"`` only: paths on the server, and what the card says (docs/release.md)."""
+
+    policy: str = ""  # YAML: what the sites must find
+    key: str = ""  # the private key that signs on a pass
+    licence: str = ""  # of the weights; empty: the card says that nobody stated one
+
+
+@dataclass(frozen=True)
 class AugmentSettings:
     """Whole-clip augmentation; the ranges are the reference's and live in ``views.AugmentConfig``."""
 
@@ -266,11 +337,13 @@ class AugmentSettings:
 class Settings:
     """All of one run's settings, resolved and checked. Build it with ``run_config.load_settings``."""
 
+    task: str = "train"  # or "release": the sites judge run_dir's anonymizer, a pass is signed
     preset: str = "tiny"
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda | cuda:N; a site's own site.yaml wins
     precision: str = "fp32"  # fp32 | bf16 (autocast)
     run_dir: str = ""  # the run folder; empty: runs/<UTC time>
+    resume: bool = False  # go on with the run in run_dir from its last complete round; where there is none, begin it
     clip: ClipConfig = field(default_factory=ClipConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
@@ -281,11 +354,17 @@ class Settings:
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     wire: WireConfig = field(default_factory=WireConfig)
+    dp: DpConfig = field(default_factory=DpConfig)
     action: ActionConfig = field(default_factory=ActionConfig)
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    release: ReleaseConfig = field(default_factory=ReleaseConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
 
     def __post_init__(self) -> None:
+        _one_of("task", self.task, ("train", "release"))
         _one_of("preset", self.preset, tuple(PRESETS))
         _one_of("precision", self.precision, ("fp32", "bf16"))
         require(0 <= self.seed < 2**63, "seed", self.seed, "must be from 0 to 2^63 - 1")
@@ -296,6 +375,19 @@ class Settings:
                 f"game.beta = {self.game.beta}, needs networks.output_noise above 0: without noise every value can "
                 "tell everything and its rate has no bound. Set networks.output_noise = 0.3, or game.beta = 0."
             )
+        least = self.strategy.least_updates
+        if self.rounds.min_sites < least:
+            raise UserError(
+                f"rounds.min_sites = {self.rounds.min_sites}, must be at least {least} with strategy.aggregation = "
+                f"{self.strategy.aggregation!r} and strategy.bad_sites = {self.strategy.bad_sites}: with fewer updates "
+                "the rule cannot tell who lies."
+            )
+        if self.speed.compile and self.memory.budget_gib > 0:
+            raise UserError(
+                f"memory.budget_gib = {self.memory.budget_gib:g}, cannot go with speed.compile = true: the compiler "
+                "decides by itself what to compute again. Switch one of the two off."
+            )
+        check_dp(self)
         if self.views.source == "image" and self.networks.anonymizer == "motion":
             raise UserError(
                 "views.source = 'image', cannot serve networks.anonymizer = 'motion': two crops of one picture hold no "
@@ -306,6 +398,16 @@ class Settings:
     def action_classes(self) -> tuple[str, ...]:
         """The action names that ``action.classes`` lists; empty when the sites' own lists decide."""
         return self.action.names
+
+    @property
+    def update_bound(self) -> float:
+        """L2 of a site's update to which the server scales a longer one down; 0 = no bound.
+
+        With ``dp.unit = site`` the sites clip; the server does not count on it.
+        """
+        if self.dp.unit == "site":
+            return self.dp.clip_norm
+        return self.strategy.norm_bound
 
     @property
     def total_rounds(self) -> int:

@@ -114,3 +114,9 @@ def test_phase_follows_the_schedule():
     settings = load_settings({"rounds.warmup": 2, "rounds.minimax": 3})
     assert [settings.phase(number) for number in range(1, 6)] == ["warmup"] * 2 + ["minimax"] * 3
     assert settings.total_rounds == 5
+
+
+def test_the_wire_is_float16_and_whole_unless_told_otherwise():
+    assert load_settings({}).wire.dtype == "float16"
+    assert load_settings({}).wire.patterns == ()
+    assert load_settings({"wire.parameters": " a.* ,, b "}).wire.patterns == ("a.*", "b")
