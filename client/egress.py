@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from spact_models.exchange import difference
+from spact_models.gate import FIGURES
+from spact_models.quantize import NotRepresentable, narrowed
 
 METRICS = (  # every figure that a site tells; a name that is not here does not leave
     "examples",
@@ -32,6 +33,7 @@ METRICS = (  # every figure that a site tells; a name that is not here does not 
     "seconds",
     "peak_rss_mb",
     "unreadable",
+    *FIGURES,  # of a judgement at a release
 )
 
 
@@ -50,6 +52,15 @@ def signature(name: str) -> ConfigRecord:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """An update that may leave and has not left yet."""
+
+    arrays: dict[str, np.ndarray]  # as on the wire
+    scales: dict[str, float]  # int8: a value is its steps times this; empty otherwise
+    residual: dict[str, Tensor]  # int8: what rounding left out, for the site's own state; empty otherwise
+
+
+@dataclass(frozen=True)
 class Door:
     """The way out for one site and one federation.
 
@@ -57,7 +68,7 @@ class Door:
         site: the site's name, for the ledger.
         ledger: append-only JSON lines, one an update that left.
         allowed: wire names of the parameters that may leave; anything else is refused by name.
-        dtype: of the differences on the wire, ``float32`` or ``float16``.
+        dtype: of the differences on the wire, ``float32``, ``float16`` or ``int8``.
     """
 
     site: str
@@ -65,18 +76,41 @@ class Door:
     allowed: frozenset[str]
     dtype: str = "float32"
 
-    def update(self, after: Mapping[str, Tensor], before: Mapping[str, Tensor], server_round: int) -> ArrayRecord:
-        """The differences ``after - before``, entered in the ledger before they are handed over.
+    def pack(self, after: Mapping[str, Tensor], before: Mapping[str, Tensor], residual: Mapping[str, Tensor]) -> Packed:
+        """The differences ``after - before``, in the wire's type. Nothing leaves yet.
+
+        Args:
+            residual: of the site's state before this round; what int8 has left out so far.
 
         Raises:
-            Refused: a name off the list, or a difference that is not finite.
+            Refused: a name off the list, or a difference that is not finite or does not fit into the type.
         """
         refused = sorted(set(after) - self.allowed)
         if refused:
             raise Refused(f"not on the list of what may leave site {self.site!r}: {', '.join(refused)}")
-        arrays = {name: self._narrow(name, value) for name, value in difference(after, before).items()}
-        self._enter(arrays, server_round)
-        return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+        try:
+            narrow = narrowed(difference(after, before), self.dtype, residual)
+        except NotRepresentable as error:
+            raise Refused(f"{error}. This round of site {self.site!r} is not sent") from None
+        arrays = {name: value.contiguous().numpy() for name, value in narrow.values.items()}
+        return Packed(arrays, narrow.scales, narrow.residual)
+
+    def update(self, packed: Packed, server_round: int) -> dict[str, ArrayRecord | MetricRecord]:
+        """The message's records ``update`` and, of int8, ``scales``; entered in the ledger before they are handed over.
+
+        Raises:
+            Refused: a name off the list.
+        """
+        refused = sorted((set(packed.arrays) | set(packed.scales)) - self.allowed)
+        if refused:
+            raise Refused(f"not on the list of what may leave site {self.site!r}: {', '.join(refused)}")
+        self._enter(packed, server_round)
+        records: dict[str, ArrayRecord | MetricRecord] = {
+            "update": ArrayRecord({name: Array(array) for name, array in packed.arrays.items()})
+        }
+        if packed.scales:
+            records["scales"] = MetricRecord(dict(packed.scales))
+        return records
 
     def metrics(self, figures: Mapping[str, float]) -> MetricRecord:
         """Figures on their way out; each must be on the list, and finite (one that is not is left out)."""
@@ -85,25 +119,35 @@ class Door:
             raise Refused(f"not on the list of figures that site {self.site!r} tells: {', '.join(refused)}")
         return MetricRecord({name: value for name, value in figures.items() if math.isfinite(value)})
 
-    def _narrow(self, name: str, value: Tensor) -> np.ndarray:
-        narrow = value.to(torch.float16 if self.dtype == "float16" else torch.float32)
-        if not bool(torch.isfinite(narrow).all()):
-            raise Refused(f"{name}: the difference holds NaN or infinity; this round of site {self.site!r} is not sent")
-        array: np.ndarray = narrow.contiguous().numpy()
-        return array
+    def judgement(self, figures: Mapping[str, float], model_sha256: str) -> RecordDict:
+        """A judgement on its way out, entered in the ledger first: listed figures, and which file they are about."""
+        told = self.metrics(figures)
+        self._write({"kind": "release", "model_sha256": model_sha256, "figures": dict(told), "epsilon": None})
+        about = ConfigRecord({"name": self.site, "model_sha256": model_sha256})
+        return RecordDict({"metrics": told, "site": about})
 
-    def _enter(self, arrays: Mapping[str, np.ndarray], server_round: int) -> None:
+    def _enter(self, packed: Packed, server_round: int) -> None:
+        arrays = packed.arrays
         entry = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "round": server_round,
             "bytes": sum(array.nbytes for array in arrays.values()),
             "sha256": digest(arrays.values()),
             "epsilon": None,
             "arrays": {name: [str(array.dtype), *array.shape] for name, array in arrays.items()},
+            **({"scales": packed.scales} if packed.scales else {}),
         }
+        self._write(entry)
+
+    @property
+    def destination(self) -> str:
+        """Whom it went to: the server of this federation, by the id that names the site's folder for it."""
+        return self.ledger.parent.name
+
+    def _write(self, entry: Mapping[str, object]) -> None:
         self.ledger.parent.mkdir(parents=True, exist_ok=True)
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "destination": self.destination, **entry}
         with self.ledger.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(line) + "\n")
 
 
 def digest(arrays: Iterable[np.ndarray]) -> str:

@@ -30,6 +30,7 @@ class LocalState:
     optimizers: dict[str, Any] = field(default_factory=dict)  # Adam's moments for f_A, f_T, f_B
     buffers: dict[str, Tensor] = field(default_factory=dict)  # BatchNorm statistics of f_A and f_T
     teacher: dict[str, Tensor] = field(default_factory=dict)  # f_T after warm-up; empty: not held
+    residual: dict[str, Tensor] = field(default_factory=dict)  # what int8 has not told the server yet, by wire name
 
 
 class StateFolder:

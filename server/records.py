@@ -8,7 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import MetricRecord
+
+from server.aggregate import RejectedUpdate
+
+MOST_METRICS, LONGEST_METRIC = 64, 64  # a site of ours tells some ten
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class SiteRecord:
     metrics: Mapping[str, float]
     bytes_down: int
     bytes_up: int
+    seconds: float = 0.0  # from the request to the reply, as the server saw it; 0: not told
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Dropped:
     node: int
     name: str
     reason: str
+    late: bool = False  # it did not reply in time
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,10 @@ class RoundRecord:
     metrics: Mapping[str, float]  # means over the sites, weighted by their examples
     sites: Sequence[SiteRecord] = field(default_factory=tuple)
     dropped: Sequence[Dropped] = field(default_factory=tuple)
-    bytes_down: int = 0  # array bytes of all requests
-    bytes_up: int = 0  # array bytes of all replies, the dropped ones included
+    bytes_down: int = 0  # serialised bytes of all requests (server/wire.py)
+    bytes_up: int = 0  # and of all replies, the dropped ones included
     seconds: float = 0.0
+    deadline_seconds: float = 0.0  # how long the round would have waited; 0: not told
 
     def to_json(self) -> dict[str, Any]:
         """As plain types. Node ids become text: they have 64 bits, and many JSON readers keep 53."""
@@ -54,14 +61,26 @@ class RoundRecord:
             entry["node"] = str(entry["node"])
         return out
 
-
-def array_bytes(content: RecordDict) -> int:
-    """Bytes of all arrays that a message holds: what the wire carries but for names and framing."""
-    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> RoundRecord:
+        """What :meth:`to_json` wrote; a field that is newer than the writer has its default."""
+        sites = tuple(SiteRecord(**{**entry, "node": int(entry["node"])}) for entry in told["sites"])
+        dropped = tuple(Dropped(**{**entry, "node": int(entry["node"])}) for entry in told["dropped"])
+        return cls(**{**told, "sites": sites, "dropped": dropped})
 
 
 def finite_metrics(metrics: MetricRecord) -> dict[str, float]:
-    """The single finite numbers; lists and NaN are left out, so that one site cannot spoil a mean."""
+    """The single finite numbers; lists and NaN are left out, so that one site cannot spoil a mean.
+
+    Raises:
+        RejectedUpdate: more of them, or longer names, than any site of ours tells: each becomes a curve and a label.
+    """
+    if len(metrics) > MOST_METRICS or any(len(name) > LONGEST_METRIC for name in metrics):
+        longest = max(map(len, metrics), default=0)
+        raise RejectedUpdate(
+            f"{len(metrics)} metrics with names of up to {longest} characters, must be at most {MOST_METRICS} with at "
+            f"most {LONGEST_METRIC}"
+        )
     return {name: value for name, value in metrics.items() if isinstance(value, int | float) and math.isfinite(value)}
 
 

@@ -6,10 +6,14 @@ travels at all. The two branches are told apart by the first part of the name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+
+from spact_models.errors import UserError
 
 ANONYMIZER = "anonymizer."
 ACTION = "action."
@@ -27,10 +31,39 @@ def shared_parameters(anonymizer: nn.Module, action: nn.Module) -> dict[str, Ten
     }
 
 
+def trained_names(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """The wire names that a run trains and sends: all, or those that one of ``wire.parameters``' patterns matches.
+
+    In a pattern ``*`` stands for any text, dots included, and ``?`` for one character.
+
+    Raises:
+        UserError: a pattern matches nothing, or nothing of a whole network is left: the game needs both to learn.
+    """
+    known = list(names)
+    if not patterns:
+        return known
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.0)
+            raise UserError(
+                f"wire.parameters: {pattern!r}, matches no parameter of the run's networks. Near it are: "
+                f"{', '.join(near)}."
+            )
+    chosen = [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    for prefix in BRANCHES:
+        if not any(name.startswith(prefix) for name in chosen):
+            raise UserError(
+                f"wire.parameters = {','.join(patterns)!r}, names nothing of {prefix}*: f_A and f_T must both learn. "
+                f"Add a pattern for it, for example {prefix}*"
+            )
+    return chosen
+
+
 def snapshot(anonymizer: nn.Module, action: nn.Module) -> dict[str, Tensor]:
-    """A copy of :func:`shared_parameters` on the CPU, in float32."""
+    """A copy of :func:`shared_parameters` on the CPU, in float32 and plain memory, however they lie in training."""
     shared = shared_parameters(anonymizer, action)
-    return {name: value.to("cpu", torch.float32, copy=True) for name, value in shared.items()}
+    plain = torch.contiguous_format
+    return {name: value.to("cpu", torch.float32, copy=True, memory_format=plain) for name, value in shared.items()}
 
 
 def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:

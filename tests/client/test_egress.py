@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from client.egress import METRICS, Door, Refused, digest
+from spact_models.quantize import dequantized
 
 NAMES = ("anonymizer.unet.weight", "action.head.bias")
 
@@ -23,13 +24,18 @@ def door(tmp_path):
     return Door("clinic", tmp_path / "state" / "ledger.jsonl", frozenset(NAMES))
 
 
+def send(door, after, before, server_round, residual=None):
+    """Through the door in both its steps; the record of arrays."""
+    return door.update(door.pack(after, before, residual or {}), server_round)["update"]
+
+
 def entries(door):
     return [json.loads(line) for line in door.ledger.read_text(encoding="utf-8").splitlines()]
 
 
 def test_the_difference_arrives(door):
     before, after = tensors(1), tensors(2)
-    record = door.update(after, before, 1)
+    record = send(door, after, before, 1)
     assert list(record) == list(NAMES)
     for name in NAMES:
         arrived = record[name].numpy()
@@ -41,7 +47,7 @@ def test_float16_halves_the_bytes_and_keeps_three_digits(tmp_path):
     """Half a unit in the 11th bit: relative 2^-11; below the smallest normal number 2^-14 absolute 2^-25."""
     wide, narrow = (Door("s", tmp_path / kind, frozenset(NAMES), kind) for kind in ("float32", "float16"))
     before, after = tensors(1, 1e-2), tensors(2, 1e-2)
-    full, half = wide.update(after, before, 1), narrow.update(after, before, 1)
+    full, half = send(wide, after, before, 1), send(narrow, after, before, 1)
     for name in NAMES:
         assert half[name].numpy().dtype == np.float16
         error = np.abs(half[name].numpy().astype(np.float64) - full[name].numpy())
@@ -54,7 +60,7 @@ def test_float16_halves_the_bytes_and_keeps_three_digits(tmp_path):
 def test_a_tensor_off_the_list_is_refused_by_name_and_nothing_leaves(door, name):
     before = {**tensors(1), name: torch.zeros(2)}
     with pytest.raises(Refused, match=rf"may leave site 'clinic': {name}$"):
-        door.update(before, before, 1)
+        send(door, before, before, 1)
     assert not door.ledger.exists()
 
 
@@ -63,26 +69,51 @@ def test_a_difference_that_is_not_finite_is_refused_by_name(door, value):
     after = tensors(2)
     after[NAMES[1]][3] = value
     with pytest.raises(Refused, match=rf"{NAMES[1]}: the difference holds NaN or infinity"):
-        door.update(after, tensors(1), 1)
+        send(door, after, tensors(1), 1)
     assert not door.ledger.exists()
 
 
 def test_a_difference_that_float16_cannot_hold_is_refused(tmp_path):
     after = tensors(2)
     after[NAMES[0]][0, 0, 0] = 7e4  # float16 ends at 65504
-    assert Door("s", tmp_path / "l", frozenset(NAMES)).update(after, tensors(1), 1)
+    assert send(Door("s", tmp_path / "l", frozenset(NAMES)), after, tensors(1), 1)
     with pytest.raises(Refused, match=NAMES[0]):
-        Door("s", tmp_path / "l", frozenset(NAMES), "float16").update(after, tensors(1), 1)
+        send(Door("s", tmp_path / "l", frozenset(NAMES), "float16"), after, tensors(1), 1)
+
+
+def test_int8_leaves_with_its_scales_and_both_are_in_the_ledger(tmp_path):
+    door = Door("s", tmp_path / "l", frozenset(NAMES), "int8")
+    after, before = tensors(2), tensors(1)
+    packed = door.pack(after, before, {})
+    assert not door.ledger.exists()  # nothing has left yet
+    records = door.update(packed, 1)
+    assert set(records) == {"update", "scales"}
+    for name in NAMES:
+        steps, scale = torch.from_numpy(records["update"][name].numpy().copy()), records["scales"][name]
+        assert steps.dtype == torch.int8
+        torch.testing.assert_close(dequantized(steps, scale) + packed.residual[name], after[name] - before[name])
+    (entry,) = entries(door)
+    assert entry["scales"] == dict(records["scales"])
+    assert entry["bytes"] == 30 + 7
+    assert entry["arrays"][NAMES[0]] == ["int8", 3, 2, 5]
+
+
+def test_nothing_off_the_list_leaves_even_when_it_is_packed(door):
+    packed = door.pack(tensors(2), tensors(1), {})
+    narrower = Door(door.site, door.ledger, frozenset(NAMES[:1]))
+    with pytest.raises(Refused, match=NAMES[1]):
+        narrower.update(packed, 1)
+    assert not door.ledger.exists()
 
 
 def test_names_that_do_not_match_are_an_error(door):
     with pytest.raises(KeyError):
-        door.update(tensors(1), {NAMES[0]: tensors(1)[NAMES[0]]}, 1)
+        send(door, tensors(1), {NAMES[0]: tensors(1)[NAMES[0]]}, 1)
 
 
 def test_the_ledger_tells_what_left(door):
     before = tensors(1)
-    records = [door.update(tensors(2 + number), before, number) for number in (1, 2)]
+    records = [send(door, tensors(2 + number), before, number) for number in (1, 2)]
     first, second = entries(door)
     assert (first["round"], second["round"]) == (1, 2)
     assert first["arrays"] == {NAMES[0]: ["float32", 3, 2, 5], NAMES[1]: ["float32", 7]}
@@ -101,7 +132,7 @@ def test_the_ledger_is_only_ever_added_to(door):
     kept = []
     for number in (1, 2, 3):
         kept.append(door.ledger.read_bytes())
-        door.update(tensors(number), tensors(9), number)
+        send(door, tensors(number), tensors(9), number)
     whole = door.ledger.read_bytes()
     assert all(whole.startswith(before) for before in kept)
     assert [entry["round"] for entry in entries(door)] == [0, 1, 2, 3]

@@ -9,7 +9,16 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord
 
-from server.aggregate import LARGEST_DIFFERENCE, RejectedUpdate, StreamingMean, claimed_examples, read_array
+from server.aggregate import (
+    LARGEST_DIFFERENCE,
+    NO_SCALES,
+    VALUES_AT_ONCE,
+    RejectedUpdate,
+    StreamingMean,
+    claimed_examples,
+    read_array,
+    widened,
+)
 
 SHAPES = {"anonymizer.conv.weight": (2, 3), "anonymizer.scale": (), "action.head": (4,)}
 LIMIT = 1000
@@ -112,7 +121,7 @@ BAD_ARRAYS = {
     "privacy": (with_("privacy.conv", np.zeros(1, np.float32)), "unexpected privacy.conv"),
     "missing": (without(HEAD), "missing action.head"),
     "shape": (with_(HEAD, np.zeros((2, 2), np.float32)), r"action.head has shape \(2, 2\), must be \(4,\)"),
-    "int": (with_(HEAD, np.zeros(4, np.int64)), "action.head is of type int64, must be float32 or float16"),
+    "int": (with_(HEAD, np.zeros(4, np.int64)), "action.head is of type int64, must be float32, float16 or int8"),
     "double": (with_(HEAD, np.zeros(4)), "action.head is of type float64"),
     "bool": (with_(HEAD, np.zeros(4, bool)), "action.head is of type bool"),
     "big endian": (with_(HEAD, np.zeros(4, ">f4")), "action.head is of type >f4"),
@@ -163,17 +172,95 @@ def test_forged_bytes_are_rejected():
     assert_rejected(forged(stype="pickle"), BOTH, "serialised as 'pickle'")
 
 
-def assert_rejected(bad: ArrayRecord, counts: dict[str, object], message: str) -> None:
+SCALES = {"anonymizer.conv.weight": 0.5, "anonymizer.scale": 2.0, "action.head": 2.0**-10}
+
+
+def steps(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {name: rng.integers(-127, 128, shape).astype(np.int8) for name, shape in SHAPES.items()}
+
+
+def test_int8_is_its_steps_times_its_scale_in_any_company():
+    quantised, plain, half = steps(1), update(2), update(3, dtype=np.float16)
+    wide = {name: np.asarray(value * np.float32(SCALES[name]), np.float32) for name, value in quantised.items()}
+    for order in itertools.permutations(range(3)):
+        mean, twin = StreamingMean(SHAPES, LIMIT), StreamingMean(SHAPES, LIMIT)
+        for index in order:
+            sent, scales = ((quantised, SCALES), (plain, {}), (half, {}))[index]
+            mean.add(record(sent), BOTH, scales)
+            twin.add(record((wide, plain, half)[index]), BOTH)
+        for name in SHAPES:
+            np.testing.assert_allclose(mean.mean()[name], twin.mean()[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int8])
+def test_narrow_types_are_added_as_if_they_were_wide(dtype):
+    """More values than are widened at a time, a last stretch that is not whole, and Fortran order."""
+    shapes = {"action.long": (2 * VALUES_AT_ONCE + 77,), "action.fortran": (3, 5, 2)}
+    rng = np.random.default_rng(0)
+    scales = dict.fromkeys(shapes, 0.25) if dtype == np.int8 else {}
+    mean, twin = StreamingMean(shapes, LIMIT), StreamingMean(shapes, LIMIT)
+    for count in (3, 5, 1):
+        sent = {name: (50 * rng.normal(size=shape)).astype(dtype) for name, shape in shapes.items()}
+        sent["action.fortran"] = np.asfortranarray(sent["action.fortran"])
+        mean.add(record(sent), {"action.": count}, scales)
+        factor = np.float32(0.25 if scales else 1)
+        wide = {name: np.ascontiguousarray(value.astype(np.float32) * factor) for name, value in sent.items()}
+        twin.add(record(wide), {"action.": count})
+    for name in shapes:
+        np.testing.assert_array_equal(mean.mean()[name], twin.mean()[name])
+
+
+def test_widened_updates_are_what_the_mean_would_take():
+    sent = record({**steps(1), "action.head": update(1)["action.head"]})
+    scales = {name: SCALES[name] for name in SHAPES if name != "action.head"}
+    mean, twin = StreamingMean(SHAPES, LIMIT), StreamingMean(SHAPES, LIMIT)
+    mean.add(sent, BOTH, scales)
+    twin.add(widened(sent, scales), BOTH)
+    for name in SHAPES:
+        np.testing.assert_array_equal(mean.mean()[name], twin.mean()[name])
+    plain = record(update(1))
+    assert widened(plain, {}) is plain
+
+
+BAD_SCALES = {
+    "missing": ({**SCALES, "action.head": None}, "scales of the update: missing action.head"),
+    "all missing": ({}, "scales of the update: missing "),
+    "further": ({**SCALES, "action.extra": 1.0}, "scales of the update: unexpected action.extra"),
+    "zero": ({**SCALES, "action.head": 0.0}, "the scale of action.head is 0.0, must be above 0 and at most 7812.5"),
+    "negative": ({**SCALES, "action.head": -1.0}, "the scale of action.head is -1.0"),
+    "nan": ({**SCALES, "action.head": float("nan")}, "the scale of action.head is nan"),
+    "inf": ({**SCALES, "action.head": float("inf")}, "the scale of action.head is inf"),
+    "huge": ({**SCALES, "action.head": 7813.0}, "the scale of action.head is 7813.0"),
+    "list": ({**SCALES, "action.head": [1.0]}, r"the scale of action.head is \[1.0\]"),
+    "true": ({**SCALES, "action.head": True}, "the scale of action.head is True"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SCALES)
+def test_a_bad_scale_is_rejected_and_leaves_no_trace(case):
+    scales, message = BAD_SCALES[case]
+    told = {name: value for name, value in scales.items() if value is not None}
+    assert_rejected(record(steps(9)), BOTH, message, told)
+    with pytest.raises(RejectedUpdate, match=message):
+        widened(record(steps(9)), told)
+
+
+def test_a_scale_for_an_array_that_is_not_int8_is_rejected():
+    assert_rejected(record(update(9)), BOTH, "scales of the update: unexpected action.head", {"action.head": 1.0})
+
+
+def assert_rejected(bad: ArrayRecord, counts: dict[str, object], message: str, scales=NO_SCALES) -> None:
     """Rejected with the message both as the first update and after a good one; the mean is bit for bit as before."""
     empty = StreamingMean(SHAPES, LIMIT)
     with pytest.raises(RejectedUpdate, match=message):
-        empty.add(bad, counts)
+        empty.add(bad, counts, scales)
     assert (empty.mean(), empty.updates, set(empty.weights.values())) == ({}, 0, {0})
     mean = StreamingMean(SHAPES, LIMIT)
     mean.add(record(update(1)), BOTH)
     before = numbers(mean)
     with pytest.raises(RejectedUpdate, match=message):
-        mean.add(bad, counts)
+        mean.add(bad, counts, scales)
     assert mean.weights == BOTH
     assert mean.updates == 1
     for name, value in numbers(mean).items():
