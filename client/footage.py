@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from client.site import Site
 from client.video.cache import FrameCache, Unreadable, check_share
+from client.video.folders import read_folders
 from client.video.loader import ClipLoader
 from client.video.rows import Row, class_names, hold_out, read_rows
 from spact_models.errors import UserError
@@ -42,12 +44,39 @@ class Footage:
 
 def declared_classes(site: Site) -> list[str]:
     """The site's action names: its own list, or those in its manifest. Empty: it has no labels."""
-    return sorted(site.classes) or class_names(read_rows(site.manifest, must_exist=False))
+    return sorted(site.classes) or class_names(site_rows(site))
+
+
+def site_rows(site: Site) -> list[Row]:
+    """The rows of the manifest, or of the folder that stands in its place.
+
+    Raises:
+        UserError: the manifest is broken, or a path leaves the folders that the site allows.
+    """
+    if site.manifest is not None:
+        return confined(site, read_rows(site.manifest, must_exist=False), site.manifest)
+    assert site.videos is not None  # Site has one of the two
+    return confined(site, read_folders(site.videos).rows, site.videos)
+
+
+def confined(site: Site, rows: list[Row], origin: Path) -> list[Row]:
+    """The rows, after a look that each lies where the site allows it, links followed.
+
+    Raises:
+        UserError: naming the first path that does not, and how many there are.
+    """
+    outside = [row.path for row in rows if not site.may_read(row.path)]
+    if outside:
+        raise UserError(
+            f"{origin}: path = {str(outside[0])!r} ({len(outside)} of {len(rows)} rows) lies outside of the "
+            "site's folder; move the videos, or name theirs in site.yaml, allow_outside: [/a/folder] (true: anywhere)"
+        )
+    return rows
 
 
 def split_rows(site: Site) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows of the manifest, without touching a video."""
-    rows = hold_out(read_rows(site.manifest, must_exist=False), site.test_share, seed=0)
+    rows = hold_out(site_rows(site), site.test_share, seed=0)
     return [row for row in rows if row.split == "train"], [row for row in rows if row.split == "test"]
 
 
@@ -59,10 +88,11 @@ def open_footage(site: Site, settings: Settings, with_test: bool = False) -> Foo
     """
     train, test = split_rows(site)
     if not train:
-        raise UserError(f"{site.manifest}: no training rows; give it rows whose split is train or empty")
+        raise UserError(f"{site.manifest or site.videos}: no training rows; give it rows whose split is train or empty")
     views = None
     if site.views_manifest is not None:  # held-out pictures of that source stay out of training as well
-        views = [row for row in read_rows(site.views_manifest, must_exist=False) if row.split != "test"]
+        pictures = confined(site, read_rows(site.views_manifest, must_exist=False), site.views_manifest)
+        views = [row for row in pictures if row.split != "test"]
     cache = FrameCache(site.cache, settings.clip.size_px, site.cache_gib)
     wanted = [*train, *(test if with_test else []), *(views or [])]
     unreadable = cache.prepare([row.path for row in wanted], workers=site.workers, progress=False)

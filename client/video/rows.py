@@ -23,6 +23,7 @@ COLUMNS = ("path", "action", "site", "split", "source")
 BOXES = "boxes"  # written only where some row has them
 SPLITS = ("train", "test", "")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+LARGEST_MANIFEST = 256 * 2**20  # bytes: two million rows; read whole, so bounded before
 SHOWN_EXAMPLES = 5  # an error names the first few of many, and counts them all
 
 
@@ -152,7 +153,10 @@ def absolute(path: Path) -> Path:
 def _records(manifest: Path) -> list[tuple[int, list[str]]]:
     """(line the record starts on, fields); empty lines are passed over. A quoted field may span lines."""
     try:
-        raw = manifest.read_bytes()
+        with manifest.open("rb") as file:
+            raw = file.read(LARGEST_MANIFEST + 1)
+        if len(raw) > LARGEST_MANIFEST:
+            raise UserError(f"{manifest}: larger than {LARGEST_MANIFEST >> 20} MiB; split it, or name another file")
     except OSError as error:
         raise UserError(f"{manifest}: cannot be read ({error.strerror}); write one with `fedspact index`") from error
     try:

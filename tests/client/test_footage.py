@@ -23,7 +23,8 @@ def make_site(squares, tmp_path):
     def make(extra=(), rows=None, **changes):
         whole = read_rows(squares) if rows is None else rows
         write_rows([*whole, *extra], tmp_path / "manifest.csv")
-        return Site("clinic", tmp_path / "manifest.csv", tmp_path / "state", tmp_path / "cache", **changes)
+        places = [tmp_path / "manifest.csv", tmp_path / "state", tmp_path / "cache"]
+        return Site("clinic", *places, **{"allow_outside": True, **changes})
 
     return make
 
@@ -135,3 +136,14 @@ def test_views_from_pictures_of_another_source(make_site, tmp_path, fast):
     result = local_round(task, settings, site.name, networks, loader, LocalState())
     assert result.metrics["chance.privacy"] == pytest.approx(np.log(2 * 4 - 1))
     assert result.metrics["examples.anonymizer"] == 12
+
+
+def test_videos_outside_of_the_sites_folder_are_refused_unless_it_allows_them(make_site, squares, tmp_path):
+    """The fixture's videos lie elsewhere, as those of a manifest from somebody else might."""
+    with pytest.raises(UserError, match=r"videos/00\.mp4' \(16 of 16 rows\) lies outside of the site's folder"):
+        split_rows(make_site(allow_outside=False))
+    assert split_rows(make_site(allow_outside=(squares.parent,)))[0]
+    link = tmp_path / "link.mp4"
+    link.symlink_to(squares.parent / "videos" / "00.mp4")
+    with pytest.raises(UserError, match=r"link\.mp4"):  # where a link leads is what counts
+        split_rows(make_site(rows=[Row(link, "walk")], allow_outside=False))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from client.limits import Limits, Refusals
 from client.site import NODE_CONFIG_REMEDY, Site, load_site
 from spact_models.errors import UserError
 
@@ -44,7 +45,8 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
 def test_every_value_arrives(tmp_path):
     text = (
         "name: a\nmanifest: m.csv\nstate: s\ncache: c\nclasses: [fall, 'no']\ndevice: cuda:1\ntest_share: 0.5\n"
-        "unreadable_share: 0\ncache_gib: 3\nworkers: 7\n"
+        "unreadable_share: 0\ncache_gib: 3\nworkers: 7\nallow_outside: [/far]\n"
+        "limits:\n  batch_clips: 4\n  hours: '20:00-06:00'\nrefuse:\n  min_sites: 3\n  max_rounds: 100\n"
     )
     assert load_site(site_file(tmp_path, text)) == Site(
         name="a",
@@ -57,6 +59,10 @@ def test_every_value_arrives(tmp_path):
         unreadable_share=0.0,
         cache_gib=3.0,
         workers=7,
+        root=tmp_path,
+        allow_outside=(Path("/far"),),
+        limits=Limits(batch_clips=4, hours="20:00-06:00"),
+        refuse=Refusals(min_sites=3, max_rounds=100),
     )
 
 
@@ -64,7 +70,8 @@ def test_the_example_loads_and_shows_every_key():
     site = load_site(EXAMPLE)
     assert site.manifest == EXAMPLE.parent / "videos" / "manifest.csv"
     text = EXAMPLE.read_text(encoding="utf-8")
-    assert all(f"{key}:" in text for key in vars(site))
+    shown = [*(key for key in vars(site) if key != "root"), *vars(site.limits), *vars(site.refuse)]
+    assert [key for key in shown if f"{key}:" not in text] == []
     defaults = Site(site.name, site.manifest, site.state, site.cache)
     for key in ("cache_gib", "workers", "test_share", "unreadable_share"):
         assert getattr(site, key) == getattr(defaults, key)
@@ -106,7 +113,7 @@ def test_a_wrong_line_is_named_with_its_rule(tmp_path, line, rule):
     ("text", "rule"),
     [
         ("manifest: m.csv\n", "name is missing; see client/site.example.yaml"),
-        ("name: a\n", "manifest is missing; see client/site.example.yaml"),
+        ("name: a\n", "manifest (a table of videos) or videos (a folder of them): is missing"),
         ("name: ' '\nmanifest: m.csv\n", "name = ' ', must be 1 to 100 characters"),
         (f"name: {'a' * 101}\nmanifest: m.csv\n", "must be 1 to 100 characters"),
         ("name: 7\nmanifest: m.csv\n", "name = 7, must be a text; put it in quotes"),

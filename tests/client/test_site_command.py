@@ -1,0 +1,109 @@
+"""``fedspact site``: a sample read by the real reader, exit codes for scripts, the ledger as people read it."""
+
+import json
+import shutil
+from datetime import datetime
+
+import pytest
+import torch
+
+from client.egress import Door
+from client.limits import Limits, Refusals
+from client.video.rows import read_rows, write_rows
+from fedspact import main
+from spact_models.errors import UserError
+from spact_models.run_config import load_settings
+
+QUICK = ["--set", "clip.size_px=16", "--set", "clip.frames=4", "--set", "networks.anonymizer_channels=4"]
+
+
+@pytest.fixture
+def site(squares, tmp_path):
+    """A site with its videos in its own folder."""
+    shutil.copytree(squares.parent / "videos", tmp_path / "videos")
+    rows = read_rows(squares)
+    moved = [type(row)(tmp_path / "videos" / row.path.name, row.action, split=row.split) for row in rows]
+    write_rows(moved, tmp_path / "manifest.csv")
+    file = tmp_path / "site.yaml"
+    file.write_text("name: north\nmanifest: manifest.csv\ndevice: cpu\n")
+    return file
+
+
+def test_a_sound_site_is_reported_with_what_it_holds(site, capsys):
+    assert main(["site", "check", str(site), "--no-timing", "--json", *QUICK]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rows"] == {"train": 12, "test": 4}
+    assert told["actions"] == {"jump": 8, "walk": 8}
+    assert told["sizes"] == {"32x32": told["sample"]}
+    assert told["rates"] == {"12.5": told["sample"]}
+    assert told["problems"] == []
+    assert main(["site", "check", str(site), "--no-timing", *QUICK]) == 0
+    assert "north" in capsys.readouterr().out
+
+
+def test_the_time_of_a_round_is_measured(site, capsys):
+    assert main(["site", "check", str(site), "--json", "--set", "batch.clips=4", "--set", "batch.views=4", *QUICK]) == 0
+    assert json.loads(capsys.readouterr().out)["round_seconds"] > 0
+
+
+def test_problems_are_an_exit_status_and_a_name(site, capsys):
+    (site.parent / "videos" / "03.mp4").write_bytes(b"no video")
+    site.write_text(site.read_text() + "refuse:\n  min_sites: 5\nunreadable_share: 0.01\n")
+    words = ["site", "check", str(site), "--no-timing", "--sample", "16", *QUICK]
+    assert main([*words, "--superlink", "127.0.0.1:9"]) == 1
+    said = capsys.readouterr().out
+    for part in ("03.mp4", "refuse.min_sites", "nothing listens there"):
+        assert part in said
+    assert main(["site", "check", str(site.parent / "none.yaml")]) == 2
+
+
+def test_the_ledger_is_read_and_a_changed_line_is_found(site, capsys):
+    assert main(["site", "ledger", str(site)]) == 0
+    folder = site.parent / "site-state" / "f00d"
+    folder.mkdir(parents=True)
+
+    door = Door("north", folder / "ledger.jsonl", frozenset({"action.fc.weight"}))
+    before = {"action.fc.weight": torch.zeros(2, 3)}
+    for number in (1, 2):
+        door.update(door.pack({"action.fc.weight": torch.ones(2, 3)}, before, {}), number)
+    capsys.readouterr()
+    assert main(["site", "ledger", str(site)]) == 0
+    said = capsys.readouterr().out
+    assert "f00d" in said
+    lines = (folder / "ledger.jsonl").read_text().splitlines()
+    (folder / "ledger.jsonl").write_text("\n".join([lines[0].replace('"bytes": 24', '"bytes": 7'), lines[1], ""]))
+    assert main(["site", "ledger", str(site)]) == 1
+
+
+def test_start_prints_flowers_command_and_refuses_half_a_door(site, capsys):
+    assert main(["site", "start", str(site), "--superlink", "a.example:8000", "--insecure", "--print"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        f"flower-supernode --insecure --superlink a.example:8000 --port 9101 --node-config \"site='{site}'\""
+        in said.replace("'\"'\"'", "'")
+        or str(site) in said
+    )
+    assert main(["site", "start", str(site), "--superlink", "a.example:8000", "--print"]) == 2
+
+
+def test_limits_and_refusals_say_the_rule_and_the_runs_value(fast):
+    settings = load_settings({**fast, "rounds.min_sites": 2})
+    assert Limits(batch_clips=2).bounded(settings).batch.clips == 2
+    night = Limits(hours="20:00-06:00")
+
+    assert [night.open_at(datetime(2026, 1, 1, hour)) for hour in (19, 20, 23, 5, 6)] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+    Refusals(min_sites=2).check_run(settings)
+    for refusals, wrong in (
+        (Refusals(min_sites=3), "rounds.min_sites = 2"),
+        (Refusals(max_rounds=2), "refuse.max_rounds"),
+        (Refusals(min_noise=0.5), "demands noise of at least 0.5"),
+        (Refusals(require_secure_aggregation=True), "demands secure aggregation"),
+    ):
+        with pytest.raises(UserError, match=wrong):
+            refusals.check_run(settings)
