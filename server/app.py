@@ -6,30 +6,38 @@ The server holds numbers, never pixels: nothing that is reachable from here can 
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
+from server.budget import open_budget
 from server.grid import ArrivalGrid
 from server.join import Roster, wait_for_nodes
+from server.logs import show_log
 from server.records import RoundRecord
-from server.runs import RunFolder, default_run_path
+from server.release import release_from_settings
+from server.resume import Standing, changed_settings, open_run, standing_of
+from server.runs import RunFolder
+from server.status import RunStatus
 from server.strategy import FedSPAct
-from spact_models.errors import RunStopped, UserError
+from spact_models.errors import RunStopped
 from spact_models.exchange import snapshot
 from spact_models.networks import build_networks, checkpoint_header
 from spact_models.run_config import load_settings
 from spact_models.settings import Settings
 
 LOG = logging.getLogger("fedspact.server")
+SPOOL = "spool"  # in the run folder: one round's updates, for the robust rules
 
 app = ServerApp()
 
@@ -43,10 +51,11 @@ class FederationResult:
     rounds: tuple[RoundRecord, ...]
     checkpoint: Path  # of the last valid round
     seconds: float
+    privacy: Mapping[str, object] = field(default_factory=dict)  # what was spent and how; empty: dp.unit = none
 
     @property
     def bytes_up_per_round(self) -> float:
-        """Array bytes that all sites together sent in a training round, on average."""
+        """Serialised bytes that all sites together sent in a training round, on average."""
         sent = [record.bytes_up for record in self.rounds if record.kind == "train"]
         return sum(sent) / len(sent)
 
@@ -60,9 +69,14 @@ class FederationResult:
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """What ``flwr run`` calls."""
-    _show_log()
+    show_log(
+        str(context.run_config.get("watch.log_format", "text"))
+    )  # first: it also shows what is wrong with the rest
     settings = load_settings(context.run_config)
-    with RunFolder(default_run_path(settings.run_dir), settings.rounds.keep_checkpoints) as folder:
+    if settings.task == "release":
+        release_from_settings(grid, settings)
+        return
+    with open_run(settings) as folder:
         LOG.info("run folder: %s", folder.path)
         result = run_federation(grid, settings, folder)
         folder.write_summary(summarise(result, settings))
@@ -81,41 +95,85 @@ def run_federation(
     Args:
         grid: where the sites are.
         settings: the run's.
-        run_folder: a new one; it is begun here, and closed by the caller.
+        run_folder: a new one, which is begun here, or an interrupted run's reopened, which goes on after its last
+            complete round (server/resume.py). The caller closes it.
         on_round: called after each round is on the disk.
         quiet: hold back Flower's own progress lines.
 
     Raises:
-        UserError: the sites' class lists differ, or the run folder cannot be written.
+        UserError: the sites' class lists differ, the run folder cannot be written, or it is to be resumed with
+            other settings.
         RunStopped: too few sites in time, or too many void rounds in a row.
     """
     started = time.monotonic()
+    budget = open_budget(settings, run_folder.path)
+    standing = _take_up(run_folder, settings)
     arrivals = ArrivalGrid(grid)
-    roster = _gather(arrivals, settings, run_folder.federation)
-    run_folder.begin(settings.flat())  # not before: a folder of a run that never began can be used again
-    networks = build_networks(settings, roster.classes)
-    rounds: list[RoundRecord] = []
+    roster = _gather(arrivals, settings, run_folder.federation, standing.classes)
+    if not run_folder.begun:
+        run_folder.begin(settings.flat())  # not before: a folder of a run that never began can be used again
+    rounds = list(standing.rounds)
+    with RunStatus(run_folder.path, settings, rounds) as status:
 
-    def finished(record: RoundRecord) -> None:
-        rounds.append(record)
-        if record.kind == "train" and not record.void:
-            details = {"round": record.round, "phase": record.phase, "federation": run_folder.federation}
-            header = checkpoint_header(settings, roster.classes, **details)
-            run_folder.save_checkpoint(record.round, strategy.weights, header)
-        run_folder.record(record)  # after the checkpoint: a round that has its line is complete
-        if on_round is not None:
-            on_round(record)
+        def finished(record: RoundRecord) -> None:
+            rounds.append(record)
+            _keep(record, run_folder, strategy, settings, roster)
+            if on_round is not None:
+                on_round(record)
 
-    strategy = FedSPAct(settings, roster, snapshot(networks.anonymizer, networks.action), finished)
-    del networks  # the strategy has its own copy of their weights
-    with quiet_flower() if quiet else nullcontext():
-        strategy.start(
-            arrivals,
-            strategy.initial_arrays(),
-            num_rounds=settings.total_rounds,
-            timeout=settings.rounds.timeout_seconds,
+        spool = run_folder.path / SPOOL
+        strategy = FedSPAct(
+            settings,
+            roster,
+            _weights(standing, settings, roster),
+            finished,
+            spool=spool,
+            observer=status,
+            budget=budget,
         )
-    return _result(strategy, roster.classes, rounds, run_folder, time.monotonic() - started)
+        arrivals.limit_seconds, arrivals.name = strategy.deadline_seconds, roster.name
+        with quiet_flower() if quiet else nullcontext():
+            strategy.start(
+                arrivals,
+                strategy.initial_arrays(),
+                num_rounds=strategy.go_on(standing),
+                timeout=settings.rounds.timeout_seconds,
+            )
+    seconds = sum(record.seconds for record in standing.rounds) + time.monotonic() - started
+    result = _result(strategy, roster.classes, rounds, run_folder, seconds)
+    return result if budget is None else replace(result, privacy=budget.told())
+
+
+def _take_up(folder: RunFolder, settings: Settings) -> Standing:
+    """Where the run stands: at its beginning, or where it was interrupted."""
+    if not folder.begun:
+        return Standing()
+    changed = changed_settings(folder.settings(), settings)
+    standing = standing_of(folder, settings)
+    shutil.rmtree(folder.path / SPOOL, ignore_errors=True)
+    folder.note_resumed(settings.flat(), standing.trained, changed)
+    LOG.info("%s: goes on after round %d of %d", folder.path, standing.trained, settings.total_rounds)
+    return standing
+
+
+def _weights(standing: Standing, settings: Settings, roster: Roster) -> Mapping[str, Tensor]:
+    """The last valid round's weights, or the first ones, which the seed decides."""
+    if standing.weights is not None:
+        return standing.weights
+    networks = build_networks(settings, roster.classes)
+    return snapshot(networks.anonymizer, networks.action)
+
+
+def _keep(record: RoundRecord, folder: RunFolder, strategy: FedSPAct, settings: Settings, roster: Roster) -> None:
+    """Bring a finished round to the disk, in an order in which a crash between two steps loses at most this round."""
+    if strategy.teacher is not None:
+        folder.save_teacher({name: torch.from_numpy(array.numpy()) for name, array in strategy.teacher.items()})
+    if record.kind == "train" and not record.void:
+        folder.save_state(record, strategy.server_state())
+        details = {"round": record.round, "phase": record.phase, "federation": folder.federation}
+        header = checkpoint_header(settings, roster.classes, **details)
+        folder.save_checkpoint(record.round, strategy.weights, header)
+    folder.record(record)
 
 
 def summarise(result: FederationResult, settings: Settings) -> dict[str, Any]:
@@ -133,6 +191,7 @@ def summarise(result: FederationResult, settings: Settings) -> dict[str, Any]:
         "utility": dict.fromkeys(("raw", "downsample4x", "difference1bit", "anonymized")),
         "attack": {},
         "evaluation": result.evaluation,
+        **({"privacy": dict(result.privacy)} if result.privacy else {}),
     }
 
 
@@ -158,7 +217,7 @@ def quiet_flower() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _gather(grid: Grid, settings: Settings, federation: str) -> Roster:
+def _gather(grid: Grid, settings: Settings, federation: str, classes: Sequence[str]) -> Roster:
     """Wait for the sites, meet them, agree the classes."""
     rounds = settings.rounds
     nodes = wait_for_nodes(grid, rounds.min_sites, rounds.timeout_seconds)
@@ -167,7 +226,7 @@ def _gather(grid: Grid, settings: Settings, federation: str) -> Roster:
             f"{len(nodes)} sites connected within rounds.timeout_seconds = {rounds.timeout_seconds:g} s, "
             f"rounds.min_sites = {rounds.min_sites} are needed. Start the missing SuperNodes, or lower that key."
         )
-    roster = Roster(federation, settings.action_classes, rounds.timeout_seconds)
+    roster = Roster(federation, settings.action_classes, rounds.timeout_seconds, classes)
     dropped = roster.meet(grid, nodes)
     if len(roster.cards) < rounds.min_sites:  # every round would be void: say so before anybody trains
         reasons = "; ".join(f"{drop.name}: {drop.reason}" for drop in dropped)
@@ -187,22 +246,3 @@ def _result(
         raise RunStopped("every round was void: there is no checkpoint. The log names the reasons.")
     weights = {name: value.clone() for name, value in strategy.weights.items()}
     return FederationResult(weights, classes, tuple(rounds), kept[-1], seconds)
-
-
-def _show_log() -> None:
-    """Our lines on stderr, which Flower streams back to ``flwr run --stream``."""
-    logger = logging.getLogger("fedspact")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logging.getLogger("flwr").addFilter(_without_traceback)
-
-
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """Flower logs every exception of a ServerApp with its traceback; for a user's mistake the sentence is enough."""
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, UserError | RunStopped):
-        record.msg, record.args, record.exc_info, record.exc_text = "%s", (str(error),), None, None
-    return True

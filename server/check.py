@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from server.budget import forecast
 from spact_models.run_config import default_config, load_settings, parse_assignment, read_config_file
 
 
@@ -24,8 +25,11 @@ def run(args: argparse.Namespace) -> int:
     chosen = read_config_file(args.config) if args.config else {}
     chosen.update(parse_assignment(text) for text in args.assignments)
     defaults = default_config()
-    for key, value in load_settings(chosen).flat().items():
+    settings = load_settings(chosen)
+    for key, value in settings.flat().items():
         origin = "*" if chosen.get(key, defaults[key]) != defaults[key] else " "
         decided = "   (preset)" if chosen.get(key, defaults[key]) == "preset" else ""
         print(f"{origin} {key} = {value!r}{decided}")
+    for line in forecast(settings):
+        print(line)
     return 0

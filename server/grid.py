@@ -40,6 +40,8 @@ class ArrivalGrid(Grid):
         self._clock = clock
         self._sleep = sleep
         self._late: dict[str, int] = {}  # message id -> node, of messages whose deadline has passed
+        self.limit_seconds: Callable[[], float] | None = None  # a round's own deadline, where it is the shorter one
+        self.name: Callable[[int], str] = "node {}".format  # of a node's site, for the log
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Push now; the iterator yields replies in order of arrival until all are there or the time is up.
@@ -52,6 +54,8 @@ class ArrivalGrid(Grid):
         if not batch:
             return iter(())
         waiting = self._push(batch)
+        if self.limit_seconds is not None:
+            timeout = self.limit_seconds() if timeout is None else min(timeout, self.limit_seconds())
         deadline = None if timeout is None else self._clock() + timeout
         return self._arrivals(waiting, deadline, timeout)
 
@@ -65,7 +69,7 @@ class ArrivalGrid(Grid):
             nodes = {name: known.get(name, 0) for name in ids if name}
         unsent = sorted({message.metadata.dst_node_id for message in batch} - set(nodes.values()))
         for node in unsent:
-            LOG.warning("node %d: the message could not be sent", node)
+            LOG.warning("%s: the message could not be sent", self.name(node))
         return nodes
 
     def _arrivals(self, waiting: dict[str, int], deadline: float | None, timeout: float | None) -> Iterator[Message]:
@@ -83,7 +87,7 @@ class ArrivalGrid(Grid):
             left = self._poll_seconds if deadline is None else deadline - self._clock()
             self._sleep(max(0.0, min(self._poll_seconds, left)))
         for node in waiting.values():
-            LOG.warning("node %d: no reply within %g s; a later one is ignored", node, timeout)
+            LOG.warning("%s: no reply within %g s; a later one is ignored", self.name(node), timeout)
         self._late.update(waiting)
 
     def _discard_late(self) -> None:
@@ -96,8 +100,10 @@ class ArrivalGrid(Grid):
                 came = [True]
             if came:
                 del self._late[name]
+            if True in came:
+                LOG.info("%s: its late request has lapsed without a reply", self.name(node))
             if False in came:
-                LOG.warning("node %d: a reply came after its deadline and is ignored", node)
+                LOG.warning("%s: a reply came after its deadline and is ignored", self.name(node))
 
     def set_run(self, run: Any) -> None:
         self._inner.set_run(run)

@@ -58,12 +58,15 @@ class Roster:
         federation: the run's own id; a site keeps its state by it.
         wanted: ``action.classes``, or empty: the labelled sites' common list is taken.
         timeout_seconds: how long a site may take to introduce itself.
+        classes: the list that a resumed run has agreed on before.
     """
 
-    def __init__(self, federation: str, wanted: Sequence[str], timeout_seconds: float) -> None:
+    def __init__(
+        self, federation: str, wanted: Sequence[str], timeout_seconds: float, classes: Sequence[str] = ()
+    ) -> None:
         self.federation = federation
         self.cards: dict[int, SiteCard] = {}
-        self.classes: tuple[str, ...] = ()
+        self.classes = tuple(classes)
         self._wanted = tuple(wanted)
         self._timeout_seconds = min(timeout_seconds, INTRODUCTION_SECONDS)
         self._refused: set[int] = set()
@@ -74,12 +77,17 @@ class Roster:
         A node that does not answer properly is asked again next time; one whose classes do not fit is left out for
         good. Before the list is agreed (:meth:`agree`) every list fits.
         """
+        nodes = list(nodes)
         new = [node for node in nodes if node not in self.cards and node not in self._refused]
+        held = {self.cards[node].name: node for node in nodes if node in self.cards}
         cards, dropped = introduce(grid, new, self.federation, self._timeout_seconds)
         for card in cards:
             reason = mismatch(card, self.classes, bool(self._wanted)) if self.classes else None
-            if reason is None:
-                self.cards[card.node] = card
+            if card.name in held:  # not for good: the other one may be the same site's old connection
+                dropped.append(Dropped(card.node, card.name, _taken(card.name, held[card.name])))
+            elif reason is None:
+                self._forget(card.name)
+                self.cards[card.node], held[card.name] = card, card.node
                 LOG.info("site %s (node %d) joins: %d + %d rows", card.name, card.node, card.train_rows, card.test_rows)
             else:
                 self._refused.add(card.node)
@@ -88,19 +96,33 @@ class Roster:
             LOG.warning("site %s (node %d) is left out: %s", drop.name, drop.node, drop.reason)
         return dropped
 
+    def _forget(self, name: str) -> None:
+        """Drop the card of a node that is gone and whose site has come back as another node."""
+        for node in [node for node, card in self.cards.items() if card.name == name]:
+            LOG.info("site %s was node %d before", name, node)
+            del self.cards[node]
+
     def agree(self) -> tuple[str, ...]:
         """Fix the class list from the sites met so far.
 
         Raises:
             UserError: the lists differ, or nobody has labels.
         """
-        self.classes = agree_classes(list(self.cards.values()), self._wanted)
+        if not self.classes:
+            self.classes = agree_classes(list(self.cards.values()), self._wanted)
         LOG.info("actions: %s", ", ".join(self.classes))
         return self.classes
 
     def name(self, node: int) -> str:
         """The site's name, or its node's number when it is not known."""
         return self.cards[node].name if node in self.cards else f"node {node}"
+
+
+def _taken(name: str, node: int) -> str:
+    return (
+        f"node {node} is connected under the name {name} too, and names must differ: set another `name` in one "
+        "site.yaml; a site that has restarted is taken in once its old connection has lapsed"
+    )
 
 
 def introduce(

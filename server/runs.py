@@ -3,6 +3,10 @@
 settings.json                      the resolved settings and the federation's id
 metrics.jsonl                      one line for every train and evaluate round
 checkpoints/round-0003.safetensors the global weights after round 3 (none after a void round)
+status.json                        what goes on right now (server/status.py)
+resume/                            what else an interrupted run needs to go on; gone when it is complete
+    state-0003.safetensors         the server optimizer's tensors after round 3, and that round's line
+    teacher.safetensors            f_T as it was after warm-up
 tensorboard/                       the same metrics as curves
 summary.json                       the run in a few numbers, at its end
 """
@@ -11,42 +15,31 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import os
 import re
+import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from server.curves import Curves
+from server.locking import lock_folder
 from server.records import RoundRecord
-from spact_models.checkpoint import save_checkpoint, write_atomically
+from spact_models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
 from spact_models.errors import UserError
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 SETTINGS, METRICS, SUMMARY = "settings.json", "metrics.jsonl", "summary.json"
-CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
+CHECKPOINTS, TENSORBOARD, RESUME = "checkpoints", "tensorboard", "resume"
+TEACHER = "teacher.safetensors"
+KEPT_STATES = 2  # the server's own tensors serve only to go on; the one before the last, should the last be damaged
 PREPARED = ("cache", "data.csv", "sites", "synthetic")  # made before a run begins: a failed try may be repeated
 FORMAT = "fedspact-run"
-JUDGED = "judged"  # the curves of fresh networks
-LAYOUT = {  # TensorBoard's Custom Scalars: what belongs together in one chart; the tags are regular expressions
-    "The game": {
-        "L_T, mean and sites": ["Multiline", [r"^train/(.+/)?loss\.action$"]],
-        "L_B, mean and sites, with chance": ["Multiline", [r"^train/(.+/)?loss\.privacy$", r"^train/chance\.privacy$"]],
-        "f_T top-1, mean and sites": ["Multiline", [r"^evaluate/(.+/)?top1$"]],
-    },
-    "Fresh networks": {
-        "action": ["Multiline", [rf"^{JUDGED}/.+/action$"]],
-        "private questions, with chance": ["Multiline", [rf"^{JUDGED}/.+/(?!action$)[^/]+$"]],
-    },
-    "The wire": {"bytes up": ["Multiline", [r"^train/bytes_up$"]]},
-}
 
 
 def default_run_path(run_dir: str) -> Path:
@@ -56,7 +49,7 @@ def default_run_path(run_dir: str) -> Path:
 
 
 class RunFolder:
-    """A new run's folder; :meth:`open` gives an existing one back, to read it.
+    """A new run's folder; :meth:`open` gives an existing one back to read it, :meth:`reopen` to go on with it.
 
     Args:
         path: a folder that does not exist yet, or is empty.
@@ -70,7 +63,9 @@ class RunFolder:
         self.path = path
         self.federation = uuid.uuid4().hex
         self._keep = keep_checkpoints
-        self._curves: SummaryWriter | None = None
+        self._curves: Curves | None = None
+        self._lock: weakref.finalize[..., RunFolder] | None = None
+        self._next_round: int | None = None
         _check_free(path)
         with _writing(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -87,24 +82,64 @@ class RunFolder:
             raise UserError(f"{path}: not a run folder (its {SETTINGS} is missing or is not ours).")
         folder = cls.__new__(cls)
         folder.path, folder.federation, folder._keep, folder._curves = path, settings["federation"], 0, None
+        folder._lock, folder._next_round = None, None
+        return folder
+
+    @classmethod
+    def reopen(cls, path: Path, keep_checkpoints: int = 0) -> RunFolder:
+        """An interrupted run's folder, mended: a line or a file that was not finished is taken away.
+
+        Raises:
+            UserError: there is none, or another process still writes to it.
+        """
+        folder = cls.open(path)
+        folder._keep = keep_checkpoints
+        folder._lock = lock_folder(folder, path)
+        with _writing(path):
+            for left in [*path.glob(".*.tmp"), *path.glob("*/.*.tmp")]:
+                left.unlink(missing_ok=True)
+            if (path / METRICS).exists():
+                whole = (path / METRICS).read_bytes().rpartition(b"\n")
+                if whole[2]:
+                    os.truncate(path / METRICS, len(whole[0] + whole[1]))
         return folder
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Write ``settings.json``; with it the folder is a run folder."""
+        """Write ``settings.json``; with it the folder is a run folder.
+
+        Raises:
+            UserError: it cannot be written, or another process has begun here meanwhile.
+        """
+        self._lock = lock_folder(self, self.path)
+        _check_free(self.path)
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         described = {"format": FORMAT, "federation": self.federation, "created": created, "settings": dict(settings)}
         self._write_json(SETTINGS, described)
 
+    def note_resumed(self, settings: Mapping[str, Any], trained: int, changed: Mapping[str, Any]) -> None:
+        """Enter in ``settings.json`` that the run went on after round ``trained``, and with which other settings."""
+        described = _read_settings(self.path) or {}
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        entry = {"time": now, "after_round": trained, "changed": dict(changed)}
+        described["settings"], described["resumed"] = dict(settings), [*described.get("resumed", []), entry]
+        self._write_json(SETTINGS, described)
+        self._next_round = trained + 1
+
+    def cut_history(self, records: Sequence[RoundRecord]) -> None:
+        """Let ``metrics.jsonl`` hold exactly these rounds."""
+        text = "".join(_line(record) for record in records)
+        with _writing(self.path / METRICS):
+            write_atomically(self.path / METRICS, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
     def record(self, record: RoundRecord) -> None:
         """Append the round to ``metrics.jsonl`` (on the disk when this returns) and to the curves."""
-        line = json.dumps(record.to_json(), sort_keys=True, allow_nan=False) + "\n"
-        path = self.path / METRICS
+        line, path = _line(record), self.path / METRICS
         with _writing(path), path.open("a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
         with _writing(self.path / TENSORBOARD):
-            self._draw(record)
+            self._drawn().round(record)
 
     def draw_evaluation(self, server_round: int, figures: Mapping[str, float]) -> None:
         """Put fresh networks' figures on a round's curves: ``{"anonymized/action": 0.93, "chance/identity": 0.08}``.
@@ -112,16 +147,18 @@ class RunFolder:
         Names are ``REPRESENTATION/TASK``; the chart of a task shows all its representations, and chance with them.
         """
         with _writing(self.path / TENSORBOARD):
-            for name, value in figures.items():
-                if math.isfinite(value):
-                    self._writer().add_scalar(f"{JUDGED}/{name}", value, server_round)
-            self._writer().flush()
+            self._drawn().evaluation(server_round, figures)
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``; a last line that a crash has cut short is left out."""
         path = self.path / METRICS
         lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
         return [json.loads(line) for line in lines[:-1]]  # a whole line ends in a newline
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run has begun here."""
+        return (self.path / SETTINGS).exists()
 
     def settings(self) -> dict[str, Any]:
         """The flat settings that the run was begun with."""
@@ -144,26 +181,52 @@ class RunFolder:
                 found[int(match[1])] = path
         return dict(sorted(found.items()))
 
+    def state_path(self, server_round: int) -> Path:
+        return self.path / RESUME / f"state-{server_round:04d}.safetensors"
+
     def save_checkpoint(self, server_round: int, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
         """Write the round's checkpoint, then remove those that are no longer kept."""
         path = self.checkpoint_path(server_round)
         with _writing(path):
             save_checkpoint(path, tensors, header)
-            if self._keep:
-                for old in list(self.checkpoints().values())[: -self._keep]:
-                    old.unlink()
+            kept = list(self.checkpoints().values())
+            old = kept[: -self._keep] if self._keep else []
+            states = sorted((self.path / RESUME).glob("state-*.safetensors"))
+            for left in [*old, *states[:-KEPT_STATES]]:
+                left.unlink()
         return path
 
+    def save_state(self, record: RoundRecord, tensors: Mapping[str, Tensor]) -> None:
+        """Write what the server needs beside a round's checkpoint; before it, so that a checkpoint never lacks it."""
+        path = self.state_path(record.round)
+        with _writing(path):
+            save_checkpoint(path, tensors, {"record": record.to_json()})
+
+    def save_teacher(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep f_T as it was after warm-up; once a run."""
+        path = self.path / RESUME / TEACHER
+        if not path.exists():
+            with _writing(path):
+                save_checkpoint(path, tensors, {})
+
+    def teacher(self) -> Checkpoint | None:
+        path = self.path / RESUME / TEACHER
+        return load_checkpoint(path) if path.exists() else None
+
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
-        """Write ``summary.json``; a reader sees the old file or the whole new one."""
-        return self._write_json(SUMMARY, summary)
+        """Write ``summary.json``; a reader sees the old file or the whole new one. With it the run is complete."""
+        path = self._write_json(SUMMARY, summary)
+        shutil.rmtree(self.path / RESUME, ignore_errors=True)
+        return path
 
     def close(self) -> None:
-        """Flush the curves to the disk."""
+        """Flush the curves to the disk, and let others write here."""
         if self._curves is not None:
             with _writing(self.path / TENSORBOARD):
                 self._curves.close()
             self._curves = None
+        if self._lock is not None:
+            self._lock()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -173,6 +236,11 @@ class RunFolder:
     ) -> None:
         self.close()
 
+    def _drawn(self) -> Curves:
+        if self._curves is None:
+            self._curves = Curves(self.path / TENSORBOARD, self._next_round)
+        return self._curves
+
     def _write_json(self, name: str, content: Mapping[str, Any]) -> Path:
         path = self.path / name
         text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
@@ -180,24 +248,9 @@ class RunFolder:
             write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return path
 
-    def _writer(self) -> SummaryWriter:
-        if self._curves is None:
-            from torch.utils.tensorboard import SummaryWriter  # a second to import, and only runs need it
 
-            self._curves = SummaryWriter(str(self.path / TENSORBOARD))
-            self._curves.add_custom_scalars(LAYOUT)
-        return self._curves
-
-    def _draw(self, record: RoundRecord) -> None:
-        own = {"sites": len(record.sites), "bytes_up": record.bytes_up, "seconds": record.seconds}
-        series = {f"{record.kind}/{name}": value for name, value in {**record.metrics, **own}.items()}
-        names = [site.name for site in record.sites]
-        for site in record.sites:
-            own_name = site.name if names.count(site.name) == 1 else f"{site.name} (node {site.node})"
-            series.update({f"{record.kind}/{own_name}/{name}": value for name, value in site.metrics.items()})
-        for tag, value in series.items():
-            self._writer().add_scalar(tag, value, record.round)
-        self._writer().flush()
+def _line(record: RoundRecord) -> str:
+    return json.dumps(record.to_json(), sort_keys=True, allow_nan=False) + "\n"
 
 
 def _check_free(path: Path) -> None:
@@ -209,7 +262,7 @@ def _check_free(path: Path) -> None:
     if occupied and _read_settings(path) is not None:
         raise UserError(
             f"run folder {path}: holds an existing run, which is never overwritten. Name another one "
-            "(--out, run_dir), or remove it."
+            "(--out, run_dir), go on with it (resume = true, or fedspact simulate --resume), or remove it."
         )
     if occupied:
         raise UserError(

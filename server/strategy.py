@@ -10,37 +10,32 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from server.aggregate import RejectedUpdate, StreamingMean, checked_count, claimed_examples
-from server.join import TTL_MARGIN_SECONDS, Roster, error_text, wait_for_nodes
-from server.records import Dropped, RoundRecord, SiteRecord, array_bytes, finite_metrics, weighted_means
+from server.aggregate import RejectedUpdate, StreamingMean, checked_count, claimed_examples, widened
+from server.budget import Budget
+from server.deadline import Deadlines
+from server.join import TTL_MARGIN_SECONDS, Roster, wait_for_nodes
+from server.records import Dropped, RoundRecord, finite_metrics
+from server.robust import SpooledRule, bounded
+from server.round import Observer, Round
 from server.step import ServerStep
+from server.wire import wire_bytes
 from spact_models.errors import RunStopped
-from spact_models.exchange import ACTION, expected_shapes
+from spact_models.exchange import ACTION, expected_shapes, trained_names
 from spact_models.settings import Settings
 
+if TYPE_CHECKING:
+    from server.resume import Standing
+
 LOG = logging.getLogger("fedspact.server")
-
-
-@dataclass
-class _Round:
-    """One round while it lasts."""
-
-    kind: str
-    number: int
-    started: float = field(default_factory=time.monotonic)
-    asked: dict[int, int] = field(default_factory=dict)  # node -> array bytes sent to it
-    sites: dict[int, SiteRecord] = field(default_factory=dict)
-    dropped: list[Dropped] = field(default_factory=list)
-    answered: set[int] = field(default_factory=set)
-    bytes_up: int = 0
 
 
 class FedSPAct(Strategy):
@@ -52,6 +47,9 @@ class FedSPAct(Strategy):
         weights: the first global weights by wire name.
         on_round: called after every train and evaluate round, void ones included.
         wait_poll_seconds: pause between two looks for nodes when there are too few.
+        spool: an empty folder for the updates of one round, which the robust rules need; None: a temporary one.
+        observer: told of each request's, reply's and round's fate as it happens.
+        budget: of differential privacy; a run with ``dp.unit`` on cannot be built without it.
     """
 
     def __init__(
@@ -61,17 +59,56 @@ class FedSPAct(Strategy):
         weights: Mapping[str, Tensor],
         on_round: Callable[[RoundRecord], None] | None = None,
         wait_poll_seconds: float = 1.0,
+        spool: Path | None = None,
+        observer: Observer | None = None,
+        budget: Budget | None = None,
     ) -> None:
+        if settings.dp.on and budget is None:
+            raise ValueError(f"dp.unit = {settings.dp.unit!r}, but nobody counts what is spent")
         self._settings = settings
+        self._budget = budget
         self._roster = roster
         self._on_round = on_round
         self._wait_poll_seconds = wait_poll_seconds
-        self._shapes = expected_shapes(weights)
+        trained = trained_names(weights, settings.wire.patterns)
+        self._shapes = expected_shapes({name: weights[name] for name in trained})
         self._step = ServerStep(settings.strategy, weights)
         self._teacher: ArrayRecord | None = None
         self._teacher_held: set[int] = set()
         self._void_rounds = 0
-        self._round = _Round("train", 0)
+        self._spool = spool
+        self._observer = observer
+        self._deadlines = Deadlines(settings.rounds)
+        self._done = 0  # rounds before Flower's first: those that a resumed run has behind it
+        self._trained = 0  # rounds that are not trained again; the last of them may still lack its evaluation
+        self._round = Round("train", 0)
+
+    def go_on(self, standing: Standing) -> int:
+        """Take over where an interrupted run stood (server/resume.py); returns how many rounds :meth:`start` gets."""
+        self._step.load_state(standing.optimizer)
+        self._teacher = None if standing.teacher is None else ArrayRecord(dict(standing.teacher))
+        self._void_rounds = standing.void_rounds
+        self._trained = standing.trained
+        self._done = standing.trained - (1 if self._lacks_evaluation(standing) else 0)
+        self._deadlines.relearn(standing.rounds)
+        return self._settings.total_rounds - self._done
+
+    def _lacks_evaluation(self, standing: Standing) -> bool:
+        evaluated = any(record.kind == "evaluate" and record.round == standing.trained for record in standing.rounds)
+        return standing.trained > 0 and self._is_evaluated(standing.trained) and not evaluated
+
+    def server_state(self) -> dict[str, Tensor]:
+        """The server optimizer's tensors: what a resumed run needs beside the weights."""
+        return self._step.state()
+
+    @property
+    def teacher(self) -> ArrayRecord | None:
+        """f_T as it was after warm-up; None before."""
+        return self._teacher
+
+    def deadline_seconds(self) -> float:
+        """How long the open round waits for its replies."""
+        return self._round.deadline_seconds or self._settings.rounds.timeout_seconds
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -84,9 +121,11 @@ class FedSPAct(Strategy):
 
     def summary(self) -> None:
         rounds, strategy = self._settings.rounds, self._settings.strategy
+        weights = f"weighted by {strategy.weighting}" if strategy.aggregation == "mean" else "every site alike"
         LOG.info(
-            "%s, weighted by %s: %d warm-up and %d minimax rounds, at least %d sites each",
-            strategy.name, strategy.weighting, rounds.warmup, rounds.minimax, rounds.min_sites,
+            "%s over the %s, %s: %d warm-up and %d minimax rounds, at least %d sites each",
+            strategy.name, strategy.aggregation.replace("_", " "), weights,
+            rounds.warmup, rounds.minimax, rounds.min_sites,
         )  # fmt: skip
 
     # ---- train: validate -> mean -> server step
@@ -95,15 +134,22 @@ class FedSPAct(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One request for each site; in minimax rounds with the teacher for those that do not hold it yet."""
-        rounds = self._settings.rounds
-        self._round = _Round("train", server_round)
+        rounds, number = self._settings.rounds, server_round + self._done
+        self._round = Round("train", number, self._settings.phase(number))
+        if number <= self._trained:
+            return []
         nodes = wait_for_nodes(grid, rounds.min_sites, rounds.timeout_seconds, self._wait_poll_seconds)
         self._round.dropped += self._roster.meet(grid, nodes)
-        if self._teacher is None and self._settings.phase(server_round) == "minimax":
+        if self._teacher is None and self._round.phase == "minimax":
             self._teacher = ArrayRecord({name: array for name, array in arrays.items() if name.startswith(ACTION)})
+        known = [node for node in nodes if node in self._roster.cards]
+        if self._budget is not None:
+            self._budget.check_sites(len(known))
+            self._budget.open_round(number)
+        self._open(known)
         messages = []
-        for node in (node for node in nodes if node in self._roster.cards):
-            content = RecordDict({"arrays": arrays, "config": self._request(server_round, config)})
+        for node in known:
+            content = RecordDict({"arrays": arrays, "config": self._request(config)})
             if self._teacher is not None and node not in self._teacher_held:
                 content["teacher"] = self._teacher
             messages.append(self._message(content, node, MessageType.TRAIN))
@@ -119,36 +165,72 @@ class FedSPAct(Strategy):
         Raises:
             RunStopped: this was the last of ``rounds.max_void_rounds`` void rounds in a row.
         """
-        strategy = self._settings.strategy
-        updates = StreamingMean(self._shapes, strategy.max_examples, strategy.weighting)
+        if self._round.number <= self._trained:
+            return None, None
+        updates = self._collector()
         for reply in replies:
             self._take(reply, partial(self._add_update, updates))
             del reply  # the next one must not be loaded while this one is alive
-        void = len(self._round.sites) < self._settings.rounds.min_sites
+        needed = self._settings.rounds.min_sites
+        void = len(self._round.sites) < needed
+        reason = f"{len(self._round.sites)} valid replies, {needed} needed" if void else ""
         if not void:
-            self._step.apply(updates.mean())
+            mean = updates.mean()
+            reason = "; ".join(updates.unmoved) if isinstance(updates, SpooledRule) else ""
+            void = not mean  # a robust rule had too few updates of either branch
+            if mean and self._budget is not None:
+                mean = self._budget.release(self._round.number, mean, len(self._round.sites))
+            if mean:
+                self._step.apply(mean)
+            del mean
+        if isinstance(updates, SpooledRule):
+            self._tell_chosen(updates)
+            updates.close()
         del updates  # one model less in memory while the new weights are packed
-        record = self._finish(void)
-        self._count_void(void)
+        record = self._finish(void, reason)
+        self._count_void(record)
         return (None if void else self.initial_arrays()), _metric_record(record)
 
-    def _add_update(self, updates: StreamingMean, content: RecordDict) -> dict[str, float]:
+    def _tell_chosen(self, updates: SpooledRule) -> None:
+        names = [site.name for site in self._round.sites.values()]  # in order of arrival, as the updates
+        for prefix, chosen in updates.chosen.items():
+            rule, taken = self._settings.strategy.aggregation, ", ".join(names[number] for number in chosen)
+            LOG.info("train round %d: %s takes %s from %s", self._round.number, rule, prefix[:-1], taken)
+
+    def _collector(self) -> StreamingMean | SpooledRule:
+        strategy = self._settings.strategy
+        if strategy.aggregation == "mean":
+            return StreamingMean(self._shapes, strategy.max_examples, strategy.weighting)
+        return SpooledRule(self._shapes, strategy, self._spool)
+
+    def _add_update(self, updates: StreamingMean | SpooledRule, content: RecordDict, node: int) -> dict[str, float]:
         update, metrics = content.array_records.get("update"), content.metric_records.get("metrics")
         if update is None or metrics is None:
             raise RejectedUpdate("the reply lacks the record 'update' or 'metrics'")
-        updates.add(update, claimed_examples(metrics))
-        return finite_metrics(metrics)
+        if self._settings.dp.on and set(claimed_examples(metrics).values()) != {1}:
+            raise RejectedUpdate("with dp.unit on, every site sends both f_A and f_T and weighs 1")
+        told, scales = finite_metrics(metrics), content.metric_records.get("scales", MetricRecord())
+        bound = self._settings.update_bound
+        if bound == 0:
+            updates.add(update, claimed_examples(metrics), scales)
+            return told
+        short, norm = bounded(widened(update, scales), self._shapes, bound)
+        updates.add(short, claimed_examples(metrics))
+        if self._settings.dp.on:
+            return told  # the norm itself is private
+        if norm > bound:
+            site = self._roster.name(node)
+            LOG.warning("site %s: its update is %.3g long, scaled down to %g", site, norm, bound)
+        return {**told, "norm.update": norm}
 
-    def _count_void(self, void: bool) -> None:
-        self._void_rounds = self._void_rounds + 1 if void else 0
+    def _count_void(self, record: RoundRecord) -> None:
+        self._void_rounds = self._void_rounds + 1 if record.void else 0
         limit = self._settings.rounds.max_void_rounds
         if self._void_rounds >= limit:
-            reasons = (
-                "; ".join(f"{drop.name}: {drop.reason}" for drop in self._round.dropped) or "no site was connected"
-            )
+            reasons = "; ".join(f"{drop.name}: {drop.reason}" for drop in record.dropped) or "no site was connected"
             raise RunStopped(
-                f"{limit} void rounds in a row (rounds.max_void_rounds), the last one round {self._round.number}: "
-                f"fewer than rounds.min_sites = {self._settings.rounds.min_sites} valid replies. {reasons}. "
+                f"{limit} void rounds in a row (rounds.max_void_rounds), the last one round {record.round}: "
+                f"{record.reason} (rounds.min_sites = {self._settings.rounds.min_sites}). {reasons}. "
                 "The weights are those of the last valid round."
             )
 
@@ -158,12 +240,12 @@ class FedSPAct(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One request for each connected site in every k-th round and after the last; none otherwise."""
-        self._round = _Round("evaluate", server_round)
-        every = self._settings.rounds.evaluate_every
-        if server_round != self._settings.total_rounds and not (every and server_round % every == 0):
+        number = server_round + self._done
+        self._round = Round("evaluate", number, self._settings.phase(number))
+        if not self._is_evaluated(number):
             return []
-        nodes = [node for node in sorted(grid.get_node_ids()) if node in self._roster.cards]
-        request = self._request(server_round, config)
+        nodes = self._open([node for node in sorted(grid.get_node_ids()) if node in self._roster.cards])
+        request = self._request(config)
         contents = {node: RecordDict({"arrays": arrays, "config": request}) for node in nodes}
         return [self._message(content, node, MessageType.EVALUATE) for node, content in contents.items()]
 
@@ -178,9 +260,16 @@ class FedSPAct(Strategy):
             del reply
         if not self._round.asked:
             return None
-        return _metric_record(self._finish(void=not self._round.sites))
+        void = not self._round.sites
+        return _metric_record(self._finish(void, "0 valid replies, 1 needed" if void else ""))
 
-    def _check_evaluation(self, content: RecordDict) -> dict[str, float]:
+    def _is_evaluated(self, number: int) -> bool:
+        if self._settings.dp.on:
+            return False  # what a site finds on its own videos is not covered by the noise
+        every = self._settings.rounds.evaluate_every
+        return number == self._settings.total_rounds or bool(every and number % every == 0)
+
+    def _check_evaluation(self, content: RecordDict, node: int) -> dict[str, float]:  # noqa: ARG002
         metrics = content.metric_records.get("metrics")
         if metrics is None:
             raise RejectedUpdate("the reply lacks the record 'metrics'")
@@ -189,51 +278,47 @@ class FedSPAct(Strategy):
 
     # ---- both
 
-    def _request(self, server_round: int, config: ConfigRecord) -> ConfigRecord:
+    def _open(self, nodes: list[int]) -> list[int]:
+        """The round's sites are known: choose its deadline."""
+        current, names = self._round, [self._roster.name(node) for node in nodes]
+        current.deadline_seconds = self._deadlines.seconds(current.kind, current.phase, names)
+        if self._observer is not None:
+            self._observer.opened(current, names)
+        LOG.info(
+            "%s round %d of %d (%s): %d sites, at most %g s",
+            current.kind, current.number, self._settings.total_rounds, current.phase,
+            len(nodes), current.deadline_seconds,
+        )  # fmt: skip
+        current.sent = time.monotonic()
+        return nodes
+
+    def _request(self, config: ConfigRecord) -> ConfigRecord:
         request = ConfigRecord(dict(config))
-        request["round"] = server_round
-        request["phase"] = self._settings.phase(server_round)
+        request["round"] = self._round.number
+        request["phase"] = self._round.phase
         request["federation"] = self._roster.federation
         request["classes"] = list(self._roster.classes)
         return request
 
     def _message(self, content: RecordDict, node: int, kind: str) -> Message:
-        self._round.asked[node] = array_bytes(content)
-        ttl = self._settings.rounds.timeout_seconds + TTL_MARGIN_SECONDS
-        return Message(content, node, kind, ttl=ttl, group_id=str(self._round.number))
+        self._round.asked[node] = wire_bytes(content)
+        ttl = self._round.deadline_seconds + TTL_MARGIN_SECONDS
+        message = Message(content, node, kind, ttl=ttl, group_id=str(self._round.number))
+        self._round.requests[node] = message.metadata
+        return message
 
-    def _take(self, reply: Message, use: Callable[[RecordDict], dict[str, float]]) -> None:
+    def _take(self, reply: Message, use: Callable[[RecordDict, int], dict[str, float]]) -> None:
         """Validate one reply and use its content; whatever is wrong with it, it is left out with the reason."""
-        current, node = self._round, reply.metadata.src_node_id
+        node = self._round.node_of(reply)
         name = self._roster.name(node)
-        bytes_up = array_bytes(reply.content) if reply.has_content() else 0
-        current.bytes_up += bytes_up
         try:
-            self._check_provenance(reply)
-            current.answered.add(node)
-            if reply.has_error():
-                raise RejectedUpdate(error_text(reply))
-            self._note_teacher(reply.content, node)
-            metrics = use(reply.content)
+            site = self._round.take(reply, node, name, use)
         except RejectedUpdate as rejection:
             self._drop(Dropped(node, name, str(rejection)))
-        else:
-            current.sites[node] = SiteRecord(node, name, metrics, current.asked[node], bytes_up)
-
-    def _check_provenance(self, reply: Message) -> None:
-        """A reply counts when its node was asked, in this round, for this, and has not replied before."""
-        current, metadata = self._round, reply.metadata
-        node = metadata.src_node_id
-        if node not in current.asked:
-            raise RejectedUpdate(error_text(reply) if reply.has_error() else "was not asked in this round")
-        if node in current.answered:
-            raise RejectedUpdate("a second reply in one round; the first one counts")
-        if reply.has_error():
             return
-        if metadata.group_id != str(current.number):
-            raise RejectedUpdate(f"a stale reply of round {metadata.group_id!r:.20}, this is round {current.number}")
-        if metadata.message_type != current.kind:
-            raise RejectedUpdate(f"a reply to {metadata.message_type!r:.40}, asked was {current.kind!r}")
+        self._note_teacher(reply.content, node)
+        if self._observer is not None:
+            self._observer.heard(site)
 
     def _note_teacher(self, content: RecordDict, node: int) -> None:
         if self._round.kind != "train":
@@ -248,33 +333,27 @@ class FedSPAct(Strategy):
             self._round.kind, self._round.number, drop.name, drop.node, drop.reason,
         )  # fmt: skip
         self._round.dropped.append(drop)
+        if self._observer is not None:
+            self._observer.dropped(drop)
 
-    def _finish(self, void: bool) -> RoundRecord:
-        """Close the round: name the silent sites, weigh the metrics, tell the listener."""
-        current, rounds = self._round, self._settings.rounds
-        for node in sorted(current.asked.keys() - current.answered):
-            silence = f"no valid reply within {rounds.timeout_seconds:g} s"
-            self._drop(Dropped(node, self._roster.name(node), silence))
-        needed = rounds.min_sites if current.kind == "train" else 1
-        reason = f"{len(current.sites)} valid replies, {needed} needed" if void else ""
+    def _finish(self, void: bool, reason: str) -> RoundRecord:
+        """Close the round: name the silent sites, weigh the metrics, tell the listeners."""
+        current = self._round
+        for node in current.silent():
+            silence = f"no valid reply within {current.deadline_seconds:g} s"
+            self._drop(Dropped(node, self._roster.name(node), silence, late=True))
         if void:
             LOG.warning("%s round %d is void, nothing changes: %s", current.kind, current.number, reason)
-        sites = tuple(current.sites[node] for node in sorted(current.sites))
-        record = RoundRecord(
-            kind=current.kind,
-            round=current.number,
-            phase=self._settings.phase(current.number),
-            void=void,
-            reason=reason,
-            metrics=weighted_means(site.metrics for site in sites),
-            sites=sites,
-            dropped=tuple(current.dropped),
-            bytes_down=sum(current.asked.values()),
-            bytes_up=current.bytes_up,
-            seconds=time.monotonic() - current.started,
-        )
+        elif reason:
+            LOG.warning("%s round %d: %s", current.kind, current.number, reason)
+        record = current.record(void, reason)
+        replied = {site.name: site.seconds for site in record.sites}
+        late = [drop.name for drop in record.dropped if drop.late]
+        self._deadlines.learn(current.kind, current.phase, replied, late, current.deadline_seconds)
         if self._on_round is not None:
             self._on_round(record)
+        if self._observer is not None:
+            self._observer.closed(record)
         return record
 
 

@@ -17,6 +17,7 @@ from server.runs import RunFolder
 from simulations.inprocess import InProcessGrid
 from simulations.laboratory import Laboratory, add_run_arguments, finish, open_laboratory, settings_from, steps_of_run
 from simulations.partition import deal_views, partition, write_sites
+from simulations.resume import dealt_sites, reopen_laboratory
 from spact_models.errors import RunStopped, UserError
 from spact_models.settings import Settings
 
@@ -25,7 +26,7 @@ ENGINES = ("inprocess", "ray")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``fedspact simulate``."""
-    add_run_arguments(parser)
+    add_run_arguments(parser, resumable=True)
     parser.add_argument("--sites", type=int, metavar="N", help="number of simulated sites (simulation.sites)")
     parser.add_argument(
         "--partition-by",
@@ -41,8 +42,11 @@ def run(args: argparse.Namespace) -> int:
     """Deal the manifest out, train, judge, write the run folder."""
     shorthand = {"simulation.sites": args.sites, "simulation.partition_by": args.partition_by}
     chosen = {key: value for key, value in shorthand.items() if value is not None}
-    refuse_local_statistics(settings_from(args, chosen))
-    lab = open_laboratory(args, chosen)
+    if args.resume is not None:
+        lab = reopen_laboratory(args, chosen)
+    else:
+        refuse_local_statistics(settings_from(args, chosen))
+        lab = open_laboratory(args, chosen)
     simulate(lab, args.engine)
     finish(lab, sites=lab.settings.simulation.sites, kind="federated", judged=not args.no_judge)
     return 0
@@ -63,7 +67,10 @@ def refuse_local_statistics(settings: Settings) -> None:
 
 def simulate(lab: Laboratory, engine: str = "inprocess") -> None:
     """Train ``lab.settings`` on ``lab.rows`` and leave the run folder complete but for the judgement."""
-    site_files = deal_out(lab.run.path, lab.rows, lab.settings, lab.cache_folder, lab.views)
+    if lab.run.begun:
+        site_files = dealt_sites(lab.run.path)
+    else:
+        site_files = deal_out(lab.run.path, lab.rows, lab.settings, lab.cache_folder, lab.views)
     if engine == "ray":
         _on_ray(lab.settings, site_files, lab.run)
     else:

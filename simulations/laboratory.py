@@ -15,6 +15,7 @@ import torch
 
 from client.video.cache import FrameCache, check_share
 from client.video.rows import Row, read_rows, write_rows
+from server.budget import privacy_spent
 from server.runs import RunFolder, default_run_path
 from simulations.partition import load_rows, partition
 from simulations.protocols.bench import IDENTITY
@@ -52,11 +53,19 @@ class Laboratory:
         return FrameCache(self.cache_folder, self.settings.clip.size_px)
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, data: bool = True) -> None:
+def add_run_arguments(parser: argparse.ArgumentParser, data: bool = True, resumable: bool = False) -> None:
     """The flags that every run command has."""
     if data:
-        parser.add_argument(
-            "--data", type=Path, required=True, metavar="MANIFEST", help="CSV with a path column (fedspact index)"
+        source: argparse._ActionsContainer = parser
+        if resumable:
+            source = parser.add_mutually_exclusive_group(required=True)
+            source.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run's folder")
+        source.add_argument(
+            "--data",
+            type=Path,
+            required=not resumable,
+            metavar="MANIFEST",
+            help="CSV with a path column (fedspact index)",
         )
         parser.add_argument(
             "--views", type=Path, metavar="MANIFEST", help="videos or images for f_B's views, if others"
@@ -74,10 +83,12 @@ def add_run_arguments(parser: argparse.ArgumentParser, data: bool = True) -> Non
         parser.add_argument("--no-judge", action="store_true", help="train only; `fedspact evaluate` can judge later")
 
 
-def settings_from(args: argparse.Namespace, shorthand: Mapping[str, Any] | None = None) -> Settings:
-    """Defaults < ``--config`` < ``--set`` < the flags; a later one wins."""
+def settings_from(
+    args: argparse.Namespace, shorthand: Mapping[str, Any] | None = None, base: Mapping[str, Any] | None = None
+) -> Settings:
+    """Defaults < ``base`` < ``--config`` < ``--set`` < the flags; a later one wins."""
     flags = {"preset": args.preset, "seed": args.seed, "device": args.device, **(shorthand or {})}
-    chosen = read_config_file(args.config) if args.config else {}
+    chosen = {**(base or {}), **(read_config_file(args.config) if args.config else {})}
     chosen.update(parse_assignment(text) for text in args.assignments)
     chosen.update({key: value for key, value in flags.items() if value is not None})
     if args.out is not None:
@@ -176,6 +187,7 @@ def summary(lab: Laboratory, evaluation: Evaluation, sites: int, kind: str, devi
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "bytes_up_per_round": bytes_up_per_round(lab.run),
         **judged_figures(evaluation),
+        **privacy_spent(lab.run.path),
         "clip": {"frames": lab.settings.clip.frames, "size_px": lab.settings.clip.size_px},
         "judge": {"action": lab.settings.networks.action, "privacy": lab.settings.networks.privacy},
         "versions": {"torch": torch.__version__},

@@ -101,6 +101,7 @@ def write_sites(
         write_rows(rows, home / "manifest.csv")
         content: dict[str, object] = {"name": f"site-{number}", "manifest": "manifest.csv", "state": "state"}
         content["cache"] = str(cache.resolve())
+        content["allow_outside"] = True  # the videos stay where the whole manifest has them
         if labelled and classes:
             content["classes"] = classes
         if views is not None:

@@ -50,8 +50,9 @@ def test_a_run_folder_holds_settings_metrics_curves_and_summary(tmp_path):
     assert [line["round"] for line in lines] == [3, 4]
     assert lines[0]["sites"][0] == {
         "node": str(BIG), "name": "north", "metrics": {"loss.action": 0.25}, "bytes_down": 100, "bytes_up": 50,
+        "seconds": 0.0,
     }  # fmt: skip
-    assert lines[0]["dropped"] == [{"node": "7", "name": "south", "reason": "no reply"}]
+    assert lines[0]["dropped"] == [{"node": "7", "name": "south", "reason": "no reply", "late": False}]
     assert json.loads((folder.path / "summary.json").read_text()) == {"rounds": 2}
     curves = EventAccumulator(str(folder.path / "tensorboard")).Reload()
     assert [(point.step, point.value) for point in curves.Scalars("train/loss.action")] == [(3, 0.5), (4, 0.125)]

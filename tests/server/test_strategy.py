@@ -4,6 +4,7 @@ import copy
 import gc
 import logging
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from server.grid import ArrivalGrid
 from server.join import Roster, SiteCard, agree_classes, wait_for_nodes
 from server.step import ServerStep
 from server.strategy import FedSPAct
+from server.wire import wire_bytes
 from simulations.inprocess import become_task
 from spact_models.errors import RunStopped, UserError
+from spact_models.quantize import narrowed
 from spact_models.run_config import load_settings
 from spact_models.settings import StrategyConfig
 
@@ -165,15 +168,21 @@ def test_the_caller_s_weights_are_not_written_to():
     assert all(torch.equal(WEIGHTS[name], before[name]) for name in WEIGHTS)
 
 
-def test_bytes_are_those_of_the_arrays_on_the_wire():
-    sites = [Site("a"), Site("b", examples=(4, 0))]
+def test_bytes_are_those_of_the_messages_content_as_it_is_serialised():
+    replies = []
+
+    def note(_request, reply):
+        replies.append(reply.content)
+        return [reply]
+
+    sites = [Site("a", behave=note), Site("b", examples=(4, 0), behave=note)]
     _, (train, evaluate) = federate(sites)
-    model = sum(len(Array(value.numpy()).data) for value in WEIGHTS.values())
-    teacher, anonymizer = (len(Array(WEIGHTS[name].numpy()).data) for name in ("action.head", "anonymizer.w"))
-    assert train.bytes_down == 2 * (model + teacher)
-    assert train.bytes_up == model + anonymizer
-    assert [site.bytes_up for site in train.sites] == [model, anonymizer]
-    assert (evaluate.bytes_down, evaluate.bytes_up) == (2 * model, 0)
+    sent = [wire_bytes(content) for content in replies]
+    assert [site.bytes_up for site in train.sites] == sent[:2]
+    assert (train.bytes_up, evaluate.bytes_up) == (sum(sent[:2]), sum(sent[2:]))
+    asked = [[wire_bytes(content) for content in site.asked("train")] for site in sites]
+    assert [site.bytes_down for site in train.sites] == [size for (size,) in asked]
+    assert train.bytes_down == sum(size for (size,) in asked) > evaluate.bytes_down > 0
 
 
 def test_metrics_are_weighted_by_examples_and_spoilt_ones_are_left_out():
@@ -189,6 +198,40 @@ def test_metrics_are_weighted_by_examples_and_spoilt_ones_are_left_out():
     assert evaluate.metrics["examples"] == 10
     assert [site.name for site in train.sites] == ["a", "b"]
     assert train.sites[1].metrics["loss.action"] == 7.0
+
+
+def test_int8_updates_are_read_with_their_scales_and_a_reply_without_them_is_left_out():
+    def quantise(request, reply, with_scales=True):
+        if request.metadata.message_type == "train":
+            update = reply.content.array_records["update"]
+            change = {name: torch.from_numpy(array.numpy().copy()) for name, array in update.items()}
+            packed = narrowed(change, "int8", {})
+            reply.content["update"] = ArrayRecord({name: Array(value.numpy()) for name, value in packed.values.items()})
+            if with_scales:
+                reply.content["scales"] = MetricRecord(packed.scales)
+        return [reply]
+
+    for more in ({}, {"strategy__norm_bound": 1e3}, {"strategy__aggregation": "median", "rounds__min_sites": 3}):
+        sites = [Site(name, 1, behave=quantise) for name in ("a", "b", "c")]
+        sites.append(Site("d", 2, behave=partial(quantise, with_scales=False)))
+        strategy, (train, _) = federate(sites, **more)
+        assert [site.name for site in train.sites] == ["a", "b", "c"]
+        assert ["scales of the update: missing" in drop.reason for drop in train.dropped] == [True]
+        for name, value in WEIGHTS.items():
+            change = sites[0].updates[0][name]
+            np.testing.assert_allclose(strategy.weights[name], value.numpy() + change, atol=np.abs(change).max() / 250)
+
+
+def test_with_chosen_layers_exactly_those_come_and_the_others_never_move():
+    chosen = {"wire__parameters": "anonymizer.w,action.h*"}
+    strategy, (train, _) = federate([Site("a")], **chosen)
+    assert len(train.sites) == 1
+    more = {**WEIGHTS, "action.trunk": torch.ones(3)}
+    strategy, (train, _) = federate([Site("a")], weights=more, **chosen)
+    assert torch.equal(strategy.weights["action.trunk"], torch.ones(3))
+    assert not torch.equal(strategy.weights["action.head"], WEIGHTS["action.head"])
+    with pytest.raises(UserError, match=r"'action.fc.\*', matches no parameter of the run's networks. Near it are: a"):
+        federate([Site("a")], wire__parameters="anonymizer.*,action.fc.*")
 
 
 # ---- the server's step against its formulas
@@ -297,6 +340,9 @@ BAD = {
     "missing key": (spoil(lambda c: c.array_records["update"].pop("action.head")), "missing action.head"),
     "shape": (put("action.head", np.zeros(4, np.float32)), r"shape (4,), must be (3,)"),
     "integers": (put("action.head", np.zeros(3, np.int32)), "of type int32"),
+    "oversize": (put("action.head", np.zeros(3_000_000, np.float32)), r"shape (3000000,), must be (3,)"),
+    "flood": (claim(**{f"m{number}": 1.0 for number in range(100)}), "must be at most 64"),
+    "long name": (claim(**{"m" * 65: 1.0}), "names of up to 65 characters"),
     "absurd weight": (claim(examples__action=10**12), "examples.action = 1000000000000"),
     "negative weight": (claim(examples__action=-1), "examples.action = -1"),
     "no weight": (claim(examples__action=0, examples__anonymizer=0), "no branch has examples"),
@@ -323,6 +369,57 @@ def test_a_bad_site_is_left_out_with_its_reason_and_changes_nothing(case, caplog
     assert [site.name for site in records[0].sites] == ["a", "b"]
     assert any(reason in drop.reason for drop in records[0].dropped)
     assert reason in caplog.text
+
+
+def test_a_reply_of_an_earlier_round_sent_again_is_dropped():
+    kept = []
+
+    def replay(request, reply):
+        if request.metadata.message_type != "train":
+            return [reply]
+        kept.append(reply)
+        return [kept[0]]  # from round 2 on instead of its own, so that nothing else comes from it
+
+    strategy, records = federate([Site("a", 1), Site("b", 2, behave=replay)], rounds__minimax=2)
+    twin, _ = federate([Site("a", 1), Site("b", 2)], rounds__minimax=1)
+    second = [record for record in records if record.kind == "train"][1]
+    assert second.dropped[0].reason == "a stale reply of round '1', this is round 2"
+    assert [site.name for site in second.sites] == ["a"]
+    assert not torch.equal(strategy.weights["action.head"], twin.weights["action.head"])  # round 2 went on with a
+
+
+def test_of_two_sites_with_one_name_the_first_stays_until_it_is_gone():
+    first, second = Site("north", 1), Site("north", 2)
+    grid = ScriptedGrid([first, second, Site("south", 3)])
+
+    def leave(request, reply):
+        if request.metadata.message_type == "train" and request.metadata.group_id == "2":
+            del grid.sites[11]  # its SuperNode ends; the other one was its restart
+        return [reply]
+
+    first.behave = leave
+    _, records = federate([], grid=grid, rounds__minimax=3)
+    train = [record for record in records if record.kind == "train"]
+    assert [[site.node for site in record.sites] for record in train] == [[11, 13], [11, 13], [12, 13]]
+    assert "node 11 is connected under the name north too, and names must differ" in train[0].dropped[0].reason
+    assert not train[2].dropped
+
+
+def test_what_the_superlink_says_for_a_node_that_is_gone_is_that_site_s_reason():
+    """flwr 1.41 answers in its own name (node 1) when a node's heartbeat has failed."""
+
+    def gone(request, reply):
+        if request.metadata.message_type != "train":
+            return [reply]
+        request.metadata.__dict__["_message_id"] = "m-7"  # as Flower's Grid does when it pushes
+        told = Message(Error(5, "Node Unavailable"), reply_to=request)
+        told.metadata.__dict__["_src_node_id"] = 1
+        return [told]
+
+    _, records = federate([Site("a", 1), Site("b", 2, behave=gone)])
+    assert [(drop.name, drop.node, drop.reason) for drop in records[0].dropped] == [
+        ("b", 12, "error 5: Node Unavailable")
+    ]
 
 
 def test_a_second_reply_of_one_site_in_one_round_is_dropped():

@@ -1,0 +1,155 @@
+"""Real processes on loopback: a SuperLink, SuperNodes and ``flwr run``, each in its own process group."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = Path(sys.executable).parent  # flwr and the flower-* commands of this environment
+PATIENCE_SECONDS = 420  # many processes import torch one after the other; a busy machine takes its time
+
+
+class Loopback:
+    """One federation's processes in a folder: ``NAME.log`` is what each of them says."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.running: dict[str, subprocess.Popen] = {}
+        self.link_port, *self.node_ports = free_ports(9)
+        self.environment = {
+            **os.environ,
+            "FLWR_HOME": str(folder / "home"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}",  # a SuperLink starts its helpers by name
+        }
+        (folder / "home").mkdir()
+        address = f'[superlink.loopback]\naddress = "127.0.0.1:{self.link_port}"\ninsecure = true\n'
+        (folder / "home" / "config.toml").write_text(address)
+
+    def start(self, name: str, *words: str, cwd: Path | None = None) -> subprocess.Popen:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.running[name] = subprocess.Popen(
+                [str(COMMANDS / words[0]), *words[1:]],
+                cwd=cwd or self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return self.running[name]
+
+    def link(self, *more: str) -> None:
+        """Start the SuperLink, and wait until it listens."""
+        words = ("--insecure", "--port", str(self.link_port), "--disable-runtime-dependency-installation", *more)
+        process = self.start("link", "flower-superlink", *words)
+        self.until(lambda: listens(self.link_port) or process.poll() is not None, "the SuperLink listens")
+
+    def node(self, number: int, file: Path) -> subprocess.Popen:
+        words = ("--superlink", f"127.0.0.1:{self.link_port}", "--port", str(self.node_ports[number]))
+        return self.start(f"node-{number}", "flower-supernode", "--insecure", *words, "--node-config", f"site='{file}'")
+
+    def await_nodes(self, count: int) -> None:
+        """Until so many SuperNodes are known to the SuperLink."""
+        activated = re.compile(r"\[Fleet.ActivateNode\] Activated")
+        self.until(lambda: len(activated.findall(self.shown("link"))) >= count, f"{count} SuperNodes are activated")
+
+    def begin(self, settings: dict[str, object], name: str = "flwr-run") -> subprocess.Popen:
+        """``flwr run`` with these settings, streaming to ``NAME.log``."""
+        config = self.folder / f"{name}.toml"
+        config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+        return self.start(name, "flwr", "run", ".", "loopback", "--stream", "--run-config", str(config), cwd=ROOT)
+
+    def shown(self, name: str = "flwr-run") -> str:
+        """What a process has shown, without colours."""
+        return re.sub(r"\x1b\[\d*m", "", (self.folder / f"{name}.log").read_text())
+
+    def run(self, settings: dict[str, object]) -> str:
+        """``flwr run`` to its end; returns what it shows, without colours."""
+        (self.folder / "flwr-run.log").unlink(missing_ok=True)
+        process = self.begin(settings)
+        self.until(lambda: process.poll() is not None, "flwr run ends")
+        assert process.returncode == 0, self.logs()
+        return self.shown()
+
+    def until(self, true: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
+        """Wait for a state of the processes or their files; the test fails, with all logs, when it does not come."""
+        deadline = time.monotonic() + seconds
+        while not true():
+            if time.monotonic() > deadline:
+                pytest.fail(f"waited in vain: {what}\n{self.logs()}")
+            time.sleep(0.1)
+
+    def clientapps(self, name: str) -> list[int]:
+        """The processes in which a SuperNode runs the ClientApp right now."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it may be gone by now
+                group = int(stat.read_text().rpartition(")")[2].split()[2])
+                words = (stat.parent / "cmdline").read_bytes()
+                if group == self.running[name].pid and b"flwr-clientapp" in words:
+                    found.append(int(stat.parent.name))
+        return found
+
+    def send(self, name: str, number: signal.Signals) -> None:
+        """A signal to a process and all that it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.running[name].pid, number)
+
+    def kill(self, name: str) -> None:
+        self.send(name, signal.SIGKILL)
+        self.running.pop(name).wait()
+
+    def logs(self) -> str:
+        """The last lines of every process, for messages."""
+        return "\n".join(f"--- {log.name}\n{log.read_text()[-4000:]}" for log in sorted(self.folder.glob("*.log")))
+
+    def stop(self) -> None:
+        """Ask every process to end; after a while end its whole group."""
+        for name in reversed(self.running):
+            self.send(name, signal.SIGCONT)
+            self.send(name, signal.SIGTERM)
+        for name, process in self.running.items():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=20)
+            self.send(name, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def loopback(tmp_path_factory):
+    """Makes federations of processes; all of them end with the module."""
+    made = []
+
+    def make(name: str) -> Loopback:
+        made.append(Loopback(tmp_path_factory.mktemp(name)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
+
+
+def listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports

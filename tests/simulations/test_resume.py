@@ -1,0 +1,66 @@
+"""``fedspact simulate --resume``: a simulation that is killed goes on in its own folder and ends as if it were not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedspact import main
+from server.runs import RunFolder
+from spact_models.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def words(squares, out, fast):
+    sets = [word for key, value in fast.items() for word in ("--set", f"{key}={value}")]
+    return ["simulate", "--data", str(squares), "--out", str(out), "--sites", "2", "--no-judge", *sets]
+
+
+def last(run):
+    return load_checkpoint(list(RunFolder.open(run).checkpoints().values())[-1]).tensors
+
+
+def test_killed_by_the_system_and_resumed_is_uninterrupted(squares, tmp_path, fast, capsys):
+    fast |= {"rounds.minimax": 3, "strategy.name": "fedadam", "strategy.learning_rate": 0.01}
+    assert main(words(squares, tmp_path / "whole", fast)) == 0
+    run = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "fedspact.py"), *words(squares, run, fast)]
+    with (tmp_path / "log").open("wb") as log:
+        victim = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while victim.poll() is None and not (run / "checkpoints" / "round-0002.safetensors").exists():
+        time.sleep(0.005)
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert not (run / "summary.json").exists()
+
+    assert main(["simulate", "--resume", str(run), "--set", "game.omega=0.5"]) == 2
+    assert "game.omega = 0.5, but the run to resume was begun with 1.0" in capsys.readouterr().err
+    assert main(["simulate", "--resume", str(run), "--views", str(squares)]) == 2
+    assert "--views: cannot be given with --resume" in capsys.readouterr().err
+    assert main(["simulate", "--resume", str(run), "--no-judge"]) == 0
+    ours, theirs = last(run), last(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    rounds = [(line["kind"], line["round"]) for line in RunFolder.open(run).history()]
+    assert rounds == [("train", 1), ("train", 2), ("train", 3), ("train", 4), ("evaluate", 4)]
+    assert json.loads((run / "summary.json").read_text())["rounds"] == 4
+    assert main(["simulate", "--resume", str(run)]) == 2
+    assert "its run is complete" in capsys.readouterr().err
+
+
+def test_resume_and_data_exclude_each_other_and_a_foreign_folder_is_refused(squares, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", "--resume", str(tmp_path), "--data", str(squares)])
+    assert ended.value.code == 2
+    assert main(["simulate", "--resume", str(tmp_path)]) == 2
+    assert "not a run folder" in capsys.readouterr().err
+    with RunFolder(tmp_path / "alone") as folder:
+        folder.begin({})
+    assert main(["simulate", "--resume", str(tmp_path / "alone")]) == 2
+    assert "holds no simulated sites" in capsys.readouterr().err
