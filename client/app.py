@@ -6,25 +6,33 @@ import logging
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from client.dp import Groups, SiteLedger, clipped, site_key
 from client.egress import Door, Refused, introduction, signature
 from client.footage import Footage, declared_classes, open_footage, split_rows
+from client.gate import judge, receive
 from client.site import Site, load_site
 from client.state import StateFolder
 from client.training import RoundTask, evaluate, load_buffers, local_round
 from client.video.decode import UnreadableVideo
+from client.video.loader import ClipLoader
+from spact_models.accounting import steps_of
 from spact_models.errors import UserError
-from spact_models.exchange import install, shared_parameters
+from spact_models.exchange import install, shared_parameters, trained_names
+from spact_models.gate import FIGURES
+from spact_models.gate import PURPOSE as RELEASE
 from spact_models.networks import Networks, build_networks
 from spact_models.run_config import load_settings
-from spact_models.seeds import pick_device
+from spact_models.seeds import pick_device, seed_for
 from spact_models.settings import Settings
 
 log = logging.getLogger("fedspact.site")
@@ -55,6 +63,8 @@ def make_app(run_config: Mapping[str, Any] | None = None, site_files: list[str] 
             with _own_files():
                 site = load_site(file)
             settings = load_settings(run_config if run_config is not None else context.run_config)
+            site.refuse.check_run(settings, _round_of(message))
+            settings = site.limits.bounded(settings)
             return Message(handler(site, settings, message), reply_to=message)
         except (UserError, Refused) as error:
             log.error("%s", error)
@@ -79,16 +89,46 @@ def make_app(run_config: Mapping[str, Any] | None = None, site_files: list[str] 
     return app
 
 
-def answer_query(site: Site, settings: Settings, message: Message) -> RecordDict:  # noqa: ARG001
+def answer_query(site: Site, settings: Settings, message: Message) -> RecordDict:
+    """Who the site is, or what its own judgement of an anonymizer is, by the request's purpose."""
+    config = message.content.config_records.get("config", ConfigRecord())
+    answers = {"join": answer_join, RELEASE: answer_release}
+    purpose = str(config.get("purpose", "join"))
+    if purpose not in answers:
+        raise UserError(f"purpose = {purpose!r:.40}, this site answers to: {', '.join(answers)}")
+    return answers[purpose](site, settings, message)
+
+
+def answer_release(site: Site, settings: Settings, message: Message) -> RecordDict:
+    """Fresh attackers on the site's own videos, behind the anonymizer that came; only their figures leave."""
+    config = message.content.config_records["config"]
+    site.limits.check_hours(datetime.now())
+    site.refuse.check_judgement(FIGURES)
+    attackers = [str(name) for name in config["attackers"]]  # type: ignore[union-attr]
+    states = StateFolder(site.state, str(config["federation"]))
+    content = message.content.array_records["model"]["file"].numpy().tobytes()
+    received = receive(content, settings)
+    device = _device(site, settings)
+    with _own_files():
+        footage = open_footage(site, received.settings, with_test=True)
+        judgement = judge(received, footage, attackers, int(str(config["seed"])), device)
+    door = Door(site.name, states.folder / "ledger.jsonl", frozenset())
+    return door.judgement(judgement.figures(), received.sha256)
+
+
+def answer_join(site: Site, settings: Settings, message: Message) -> RecordDict:  # noqa: ARG001
     """Who the site is: its name, its action names, how many videos it counts on. No file is opened but the manifest."""
     with _own_files():
         train, test = split_rows(site)
         classes = declared_classes(site)
-    return RecordDict({"site": introduction(site.name, classes, len(train), len(test))})
+    return RecordDict(
+        {"site": introduction(site.name, classes, *((0, 0) if settings.dp.on else (len(train), len(test))))}
+    )
 
 
 def answer_train(site: Site, settings: Settings, message: Message) -> RecordDict:
     """One local round: restore the site's own state, play, save it, send the differences through the door."""
+    site.limits.check_hours(datetime.now())
     config = message.content.config_records["config"]
     server_round = int(str(config["round"]))
     classes = _agreed_classes(site, message)
@@ -99,20 +139,29 @@ def answer_train(site: Site, settings: Settings, message: Message) -> RecordDict
     with _own_files():
         footage = open_footage(site, settings)
         loader = footage.loader(settings, classes, networks.anonymizer.history)
-        result = local_round(task, settings, site.name, networks, loader, states.before(server_round))
-        states.save(result.state)
-
+        earlier = states.before(server_round)
+        groups = _groups(site, settings, states, loader, task) if settings.dp.unit == "videos" else None
+        result = local_round(task, settings, site.name, networks, loader, earlier, groups)
     door = _door(site, settings, networks, states)
-    told = {**result.metrics, **_vital_signs(footage)}
-    trained = [name for name in ("anonymizer", "action") if told[f"examples.{name}"] > 0]
-    after = {name: value for name, value in result.weights.items() if name.partition(".")[0] in trained}
-    before = {name: weights[name] for name in after}
-    update = door.update(after, before, server_round)
-    return RecordDict({"update": update, "metrics": door.metrics(_whole(told)), "site": signature(site.name)})
+    taught = [name for name in ("anonymizer", "action") if result.metrics[f"examples.{name}"] > 0]
+    leaving = {name for name in door.allowed if name.partition(".")[0] in taught}
+    after = {name: value for name, value in result.weights.items() if name in leaving}
+    if settings.dp.on:  # whom a site's labels let learn is private: both networks are sent, unmoved ones as zeros
+        packed = door.pack(*_private_update(result.weights, weights, door.allowed, settings), {})
+    else:
+        packed = door.pack(after, {name: weights[name] for name in after}, earlier.residual)
+    with _own_files():
+        states.save(replace(result.state, residual={**earlier.residual, **packed.residual}))
+    told = withheld(result.metrics) if settings.dp.on else {**result.metrics, **_vital_signs(footage)}
+    update = door.update(packed, server_round)
+    return RecordDict({**update, "metrics": door.metrics(site.refuse.told(_whole(told))), "site": signature(site.name)})
 
 
 def answer_evaluate(site: Site, settings: Settings, message: Message) -> RecordDict:
     """The global f_A and f_T on the site's held-out videos."""
+    if settings.dp.on:
+        raise Refused(f"dp.unit = {settings.dp.unit!r}: figures of private videos leave with noise or not at all")
+    site.limits.check_hours(datetime.now())
     config = message.content.config_records["config"]
     classes = _agreed_classes(site, message)
     networks, weights = _networks(site, settings, classes, message)
@@ -124,7 +173,37 @@ def answer_evaluate(site: Site, settings: Settings, message: Message) -> RecordD
         loader = footage.loader(settings, classes, networks.anonymizer.history)
         figures = evaluate(networks, loader, footage.test, settings.judge.test_clips)
     door = _door(site, settings, networks, states)
-    return RecordDict({"metrics": door.metrics(_whole(figures)), "site": signature(site.name)})
+    return RecordDict({"metrics": door.metrics(site.refuse.told(_whole(figures))), "site": signature(site.name)})
+
+
+def withheld(figures: Mapping[str, float]) -> dict[str, float]:
+    """What a site tells of a round under differential privacy: nothing that its videos decide.
+
+    Losses, counts, seconds and memory stay. The counts of examples, which the server needs, are 1 for every site.
+    """
+    return {"examples.anonymizer": 1, "examples.action": 1, "teacher_held": figures["teacher_held"]}
+
+
+def _private_update(
+    after: Mapping[str, Tensor], before: Mapping[str, Tensor], names: frozenset[str], settings: Settings
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The whole update as the door takes it, clipped where the site is the unit."""
+    ordered = [name for name in after if name in names]
+    moved = {name: after[name].float() - before[name].float() for name in ordered}
+    if settings.dp.unit == "site":
+        moved = clipped(moved, settings.dp.clip_norm)
+    return moved, {name: torch.zeros_like(value) for name, value in moved.items()}
+
+
+def _groups(site: Site, settings: Settings, states: StateFolder, loader: ClipLoader, task: RoundTask) -> Groups:
+    """The site's videos by group, and the round charged to its ledger before a step of it is taken."""
+    ledger = SiteLedger(states.folder)
+    count = ledger.fix_groups(len(loader.rows), settings.dp)
+    ledger.charge(settings.dp, len(steps_of(settings, task.phase)))
+    seed = seed_for("private", settings.seed, task.server_round, site.name)
+    device = pick_device(site.device or settings.device)
+    root = site.state if site.manifest is None else site.manifest.parent
+    return Groups(loader, site_key(site.state), count, root, settings, seed, device)
 
 
 @contextmanager
@@ -163,7 +242,7 @@ def _networks(
     site: Site, settings: Settings, classes: Sequence[str], message: Message
 ) -> tuple[Networks, dict[str, Tensor]]:
     """f_A and f_T on the site's device, and the weights that the server sent for them."""
-    device = pick_device(site.device or settings.device)
+    device = _device(site, settings)
     networks = build_networks(settings, classes)
     networks.anonymizer.to(device)
     networks.action.to(device)
@@ -174,8 +253,21 @@ def _tensors(record: ArrayRecord) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array.numpy().copy()) for name, array in record.items()}
 
 
+def _device(site: Site, settings: Settings) -> torch.device:
+    device = pick_device(site.device or settings.device)
+    site.limits.apply_to(device)
+    return device
+
+
+def _round_of(message: Message) -> int:
+    """The round that a request is for; 0 where it is for none."""
+    config = message.content.config_records.get("config", ConfigRecord())
+    return int(str(config.get("round", 0)))
+
+
 def _door(site: Site, settings: Settings, networks: Networks, states: StateFolder) -> Door:
-    allowed = frozenset(shared_parameters(networks.anonymizer, networks.action))
+    allowed = frozenset(trained_names(shared_parameters(networks.anonymizer, networks.action), settings.wire.patterns))
+    site.refuse.check_names(allowed)
     return Door(site.name, states.folder / "ledger.jsonl", allowed, settings.wire.dtype)
 
 

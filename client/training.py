@@ -13,17 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from client.dp import Groups, private_round
 from client.state import LocalState
 from client.video.loader import ClipLoader
 from client.video.rows import Row
 from spact_models.anonymizer import represent
 from spact_models.errors import UserError
-from spact_models.exchange import ACTION, branch, install, snapshot
+from spact_models.exchange import ACTION, branch, install, snapshot, trained_names
 from spact_models.losses import chance_level
+from spact_models.memory import fit_memory
 from spact_models.minimax import Losses, Player, Players, play
 from spact_models.networks import Networks, build_privacy_network
+from spact_models.noise import SecretStream
 from spact_models.seeds import seed_for
 from spact_models.settings import Settings
+from spact_models.speed import compile_networks, make_adam, onto, plain_copy, prepare_device, seat_in_memory
 from spact_models.views import NO_AUGMENTATION, AugmentConfig, Batch, FrameBatch, prepare, to_float_BCTHW
 from spact_models.warmup import warmup_step
 
@@ -52,11 +56,18 @@ class RoundResult:
 
 
 def local_round(
-    task: RoundTask, settings: Settings, site_name: str, networks: Networks, loader: ClipLoader, state: LocalState
+    task: RoundTask,
+    settings: Settings,
+    site_name: str,
+    networks: Networks,
+    loader: ClipLoader,
+    state: LocalState,
+    groups: Groups | None = None,
 ) -> RoundResult:
     """Play one whole round at a site, on the device that ``networks`` lie on.
 
-    The result follows from the task, the settings, the site's name, its rows and its state: nothing else.
+    The result follows from the task, the settings, the site's name, its rows and its state: nothing else. With
+    ``dp.unit = videos`` also from noise that nobody can draw again; ``groups`` are then the site's.
 
     Raises:
         UserError: a network is no longer finite; nothing of the round may be kept or sent.
@@ -64,8 +75,11 @@ def local_round(
     started = time.monotonic()
     install(networks.anonymizer, networks.action, task.weights)
     players = seat_players(task, settings, site_name, networks, state)
-    batches = _batches(task, settings, site_name, loader, players)
-    seen = _play_phase(task, settings, players, batches)
+    seen: list[Losses] = []  # with groups no loss is kept: it would be a figure without noise
+    if settings.dp.unit == "videos":
+        _play_by_groups(task, settings, players, groups)
+    else:
+        seen = _play_phase(task, settings, players, _batches(task, settings, site_name, loader, players))
     weights, left = snapshot(networks.anonymizer, networks.action), _leave_table(task, players, networks)
     _check_finite(task, {**weights, **left.privacy, **left.buffers})
     metrics = {
@@ -82,6 +96,7 @@ def local_round(
 def seat_players(task: RoundTask, settings: Settings, site_name: str, networks: Networks, state: LocalState) -> Players:
     """The three players as the site's state left them: own f_B, own optimizer states, own statistics, teacher."""
     device = next(networks.anonymizer.parameters()).device
+    prepare_device(settings, device)
     restart = _restart_number(task, settings)
     privacy = build_privacy_network(settings, site_name, restart).to(device)
     begins_anew = restart > 0 and _restart_due(task, settings)
@@ -91,18 +106,22 @@ def seat_players(task: RoundTask, settings: Settings, site_name: str, networks: 
     trained = (networks.anonymizer, networks.action, privacy)
     rates = _learning_rates(task, settings)
     seats = {}
+    chosen = {key: task.weights[key] for key in trained_names(task.weights, settings.wire.patterns)}
     for name, network, rate in zip(PLAYERS, trained, rates, strict=True):
-        optimizer = torch.optim.Adam(network.parameters(), lr=rate)
-        if name in state.optimizers and not (name == "privacy" and begins_anew):
-            optimizer.load_state_dict(copy.deepcopy(state.optimizers[name]))  # torch would go on in these very tensors
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        seats[name] = Player(network, optimizer)
+        seat_in_memory(name, network, settings, device)
+        subset = None if name == "privacy" else frozenset(branch(chosen, f"{name}."))
+        moved = [value for key, value in network.named_parameters() if subset is None or key in subset]
+        kept = None if name == "privacy" and begins_anew else state.optimizers.get(name)
+        seats[name] = Player(network, make_adam(moved, rate, kept), trained=subset)
     if settings.strategy.name == "fedprox":
         for name in ("anonymizer", "action"):
             seats[name].proximal_mu = settings.strategy.proximal_mu
             seats[name].anchor = {key: value.to(device) for key, value in branch(task.weights, f"{name}.").items()}
-    return Players(**seats, teacher=_teacher(task, networks.action, state), precision=settings.precision)
+    players = Players(**seats, teacher=_teacher(task, networks.action, state), precision=settings.precision)
+    fit_memory(players, settings)
+    if settings.speed.compile:
+        compile_networks(players)
+    return players
 
 
 def evaluate(networks: Networks, loader: ClipLoader, rows: Iterable[Row], clips_per_video: int) -> dict[str, float]:
@@ -128,7 +147,7 @@ def prepared(
     """uint8 to the device, float and augmentation there; ``views.source = image`` crops one picture twice."""
     augment = AugmentConfig() if settings.augment.enabled else NO_AUGMENTATION
     for frames in frame_batches:
-        moved = frames.to(device)
+        moved = onto(device, frames)
         if settings.views.source == "image":
             moved = FrameBatch(moved.clips_BTHWC, moved.labels_B, moved.first_NTHWC, moved.first_NTHWC)
         yield prepare(moved, augment, generator)
@@ -150,6 +169,14 @@ def _play_phase(task: RoundTask, settings: Settings, players: Players, batches: 
     if task.phase == "warmup":
         return [warmup_step(players, next(batches), settings.game) for _ in range(settings.warmup.steps)]
     return play(players, batches, settings.game, settings.rounds.cycles)
+
+
+def _play_by_groups(task: RoundTask, settings: Settings, players: Players, groups: Groups | None) -> None:
+    if groups is None:
+        raise UserError(
+            "dp.unit = 'videos', is played at a federation's sites alone; use dp.unit = 'none' to train in one place"
+        )
+    private_round(players, task.phase, groups.draw, groups.groups, settings, SecretStream(), on_step.get())
 
 
 def _learning_rates(task: RoundTask, settings: Settings) -> tuple[float, float, float]:
@@ -215,7 +242,7 @@ def _check_finite(task: RoundTask, tensors: Mapping[str, Tensor]) -> None:
 
 def _to_cpu(tree: Any) -> Any:
     if isinstance(tree, Tensor):
-        return tree.detach().to("cpu", copy=True)
+        return plain_copy(tree)
     if isinstance(tree, dict):
         return {key: _to_cpu(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):

@@ -13,7 +13,7 @@ only where nothing is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,23 +28,31 @@ from spact_models.views import Batch
 
 @dataclass
 class Player:
-    """One network, the optimizer that moves it, and (FedProx) the point that it is pulled towards."""
+    """One network, the optimizer that moves it, which of its parameters move, and FedProx's point that pulls them."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     proximal_mu: float = 0.0
     anchor: Mapping[str, Tensor] = field(default_factory=dict)
+    trained: frozenset[str] | None = None  # names of those that learn, the others stay as they are; None: all
 
     def learn(self) -> None:
-        self.network.train().requires_grad_(True)
+        self.network.train()
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(self.trained is None or name in self.trained)
 
     def hold(self) -> None:
         self.network.eval().requires_grad_(False)
 
     def descend(self, loss: Tensor) -> None:
         """One optimizer step down ``loss`` + mu/2 ||theta - anchor||^2."""
+        self.descend_sum([loss])
+
+    def descend_sum(self, losses: Iterable[Tensor]) -> None:
+        """:meth:`descend` for a sum; each term is differentiated before the next is made, so one graph is in memory."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        for loss in losses:
+            loss.backward()  # type: ignore[no-untyped-call]
         for name, parameter in self.network.named_parameters():
             if name in self.anchor and parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - self.anchor[name], alpha=self.proximal_mu)
@@ -106,17 +114,25 @@ def anonymizer_move(players: Players, batch: Batch, config: GameConfig) -> Losse
     players.anonymizer.learn()
     players.action.hold()
     players.privacy.hold()
-    with players.autocast(batch.clips_BCTHW.device):
-        clips_BCTHW = players.f_A.transform(batch.clips_BCTHW)
-        first_NCTHW, second_NCTHW = anonymized_views(players.f_A, batch)
-    loss_T = loss_action(players, clips_BCTHW, batch)
-    loss_B = loss_privacy(players, first_NCTHW, second_NCTHW, config)
-    reward = loss_B.clamp(max=chance_level(first_NCTHW.shape[0])) if config.cap_reward else loss_B
-    loss_A = loss_T - config.omega * reward
-    if config.beta > 0:
-        loss_A = loss_A + config.beta * rate(clips_BCTHW, players.f_A.config.output_noise)
-    players.anonymizer.descend(loss_A)
-    return Losses(loss_T.detach(), loss_B.detach())
+    device, seen = batch.clips_BCTHW.device, {}
+
+    def terms() -> Iterator[Tensor]:
+        with players.autocast(device):
+            clips_BCTHW = players.f_A.transform(batch.clips_BCTHW)
+        loss_T = loss_action(players, clips_BCTHW, batch)
+        seen["action"] = loss_T.detach()
+        price = config.beta * rate(clips_BCTHW, players.f_A.config.output_noise) if config.beta > 0 else 0.0
+        del clips_BCTHW
+        yield loss_T + price
+        with players.autocast(device):
+            first_NCTHW, second_NCTHW = anonymized_views(players.f_A, batch)
+        loss_B = loss_privacy(players, first_NCTHW, second_NCTHW, config)
+        seen["privacy"] = loss_B.detach()
+        reward = loss_B.clamp(max=chance_level(first_NCTHW.shape[0])) if config.cap_reward else loss_B
+        yield -config.omega * reward
+
+    players.anonymizer.descend_sum(terms())
+    return Losses(**seen)
 
 
 def play(players: Players, batches: Iterator[Batch], config: GameConfig, cycles: int) -> list[Losses]:

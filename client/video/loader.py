@@ -94,7 +94,7 @@ class ClipLoader:
         clip_turns = _turns(len(self.rows), min(self.batch.clips, len(self.rows)), clip_order)
         view_turns = _turns(len(self.view_rows), min(self.batch.views, len(self.view_rows)), view_order)
         for clips, views in zip(clip_turns, view_turns, strict=True):
-            yield self._batch([self.rows[i] for i in clips], [self.view_rows[i] for i in views], times)
+            yield self.batch_of([self.rows[i] for i in clips], [self.view_rows[i] for i in views], times)
 
     def test_clips(self, rows: Sequence[Row], clips_per_video: int = 5) -> Iterator[tuple[Row, Frames]]:
         """Evenly spaced clips of each row, in order: ``uint8 (clips, lead_in + T, S, S, 3)``."""
@@ -105,7 +105,8 @@ class ClipLoader:
             )
             yield row, np.asarray(frames_THWC[chosen])
 
-    def _batch(self, clip_rows: list[Row], view_rows: list[Row], times: np.random.Generator) -> FrameBatch:
+    def batch_of(self, clip_rows: Sequence[Row], view_rows: Sequence[Row], times: np.random.Generator) -> FrameBatch:
+        """The batch of these rows, whose frames ``times`` draws; either list may be empty."""
         size = self.clip.size_px
         clips = np.empty((len(clip_rows), self.lead_in_frames + self.clip.frames, size, size, 3), np.uint8)
         views = np.empty((2, len(view_rows), self.lead_in_frames + self.view_frames, size, size, 3), np.uint8)

@@ -44,7 +44,14 @@ class Federation:
     def site(self, rows=None, node=None, run_config=None, **more):
         (self.folder / "home").mkdir(exist_ok=True)
         write_rows(self.rows if rows is None else rows, self.folder / "home" / "manifest.csv")
-        content = {"name": "clinic", "manifest": "manifest.csv", "state": "state", "cache": str(self.cache), **more}
+        content = {
+            "name": "clinic",
+            "manifest": "manifest.csv",
+            "state": "state",
+            "cache": str(self.cache),
+            "allow_outside": True,
+            **more,
+        }
         self.file = self.folder / "home" / "site.yaml"
         self.file.write_text(yaml.safe_dump(content), encoding="utf-8")
         node = {"site": str(self.file)} if node is None else node
@@ -143,9 +150,10 @@ def test_evaluation_uses_the_sites_own_batch_norm_statistics(federation):
     assert run.ask("evaluate", federation="g").content.metric_records["metrics"]["top1"] == 1.0
 
 
-def test_nothing_but_named_differences_and_listed_figures_is_on_the_wire(federation):
-    """Wire capture: every reply of a whole run, labelled or not; no array is off the list, integer or image-like."""
-    run = federation().site()
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_nothing_but_named_differences_and_listed_figures_is_on_the_wire(federation, dtype):
+    """Wire capture: every reply of a whole run, labelled or not; no array is off the list or image-like."""
+    run = federation(**{"wire.dtype": dtype}).site()
     allowed = shared_parameters(run.networks.anonymizer, run.networks.action)
     replies = [run.ask("query"), run.ask("train"), run.ask("evaluate")]
     replies += [run.ask("train", number=n, teacher=teacher_of(run.weights) if n == 2 else None) for n in (2, 3)]
@@ -157,10 +165,10 @@ def test_nothing_but_named_differences_and_listed_figures_is_on_the_wire(federat
             for name, array in record.items():
                 assert name in allowed
                 assert array.numpy().shape == tuple(allowed[name].shape)
-                assert array.numpy().dtype == np.float32  # never uint8
+                assert array.numpy().dtype == np.dtype(dtype)  # never uint8
                 assert not (array.numpy().ndim >= 3 and array.numpy().shape[-1] == 3 and array.numpy().shape[-2] == 16)
-        for record in content.metric_records.values():
-            assert record.keys() <= set(METRICS)
+        for kind, record in content.metric_records.items():
+            assert record.keys() <= (allowed.keys() if kind == "scales" else set(METRICS))
             assert all(isinstance(value, int | float) for value in record.values())
         for record in content.config_records.values():
             assert record.keys() <= {"name", "classes", "train_rows", "test_rows"}
@@ -175,10 +183,55 @@ def test_nothing_but_named_differences_and_listed_figures_is_on_the_wire(federat
     ]
 
 
-def test_half_precision_on_the_wire(federation):
-    run = federation(**{"wire.dtype": "float16"}).site()
-    update = run.ask("train").content.array_records["update"]
+def test_half_precision_is_what_leaves_when_nothing_is_said(federation):
+    update = federation().site().ask("train").content.array_records["update"]
     assert {array.numpy().dtype for array in update.values()} == {np.dtype("float16")}
+
+
+def test_int8_keeps_what_it_leaves_out_and_sends_it_with_the_next_round(federation):
+    """What two rounds of int8 tell is what two rounds of float32 tell, but for the last residual."""
+
+    def play(dtype, home):
+        run = federation(**{"wire.dtype": dtype}).site(state=home)
+        told = dict.fromkeys(run.weights, 0)
+        for number in (1, 2):
+            content = run.ask("train", number=number, teacher=teacher_of(run.weights)).content
+            scales = content.metric_records.get("scales", {})
+            for name, array in content.array_records["update"].items():
+                told[name] = told[name] + array.numpy().astype(np.float32) * scales.get(name, 1.0)
+        return told, StateFolder(run.file.parent / home, "f").before(3)
+
+    plain, _ = play("float32", "plain")
+    quantised, state = play("int8", "quantised")
+    assert state.residual.keys() == plain.keys()
+    assert any(np.abs(quantised[name] - plain[name]).max() > 1e-6 for name in plain)
+    for name, value in plain.items():
+        np.testing.assert_allclose(quantised[name] + state.residual[name].numpy(), value, atol=1e-6)
+
+
+def test_only_the_chosen_layers_are_trained_kept_and_sent(federation):
+    run = federation(**{"wire.parameters": "*.exit.*, action.fc.*"}).site()
+    chosen = {"anonymizer.unet.exit.weight", "anonymizer.unet.exit.bias", "action.fc.weight", "action.fc.bias"}
+    for number in (1, 2):
+        update = run.ask("train", number=number, teacher=teacher_of(run.weights)).content.array_records["update"]
+        assert set(update) == chosen
+        assert all(np.abs(array.numpy()).max() > 0 for array in update.values())
+    optimizers = StateFolder(run.file.parent / "state", "f").before(3).optimizers
+    assert [len(optimizers[name]["state"]) for name in ("anonymizer", "action")] == [2, 2]
+    assert len(optimizers["privacy"]["state"]) > 4  # f_B is the site's own and learns as a whole
+
+
+def test_a_pattern_that_matches_nothing_is_the_sites_refusal_too(federation):
+    reason = federation(**{"wire.parameters": "action.head.*,*.exit.*"}).site().error("train")
+    assert "'action.head.*', matches no parameter" in reason
+    assert "action.fc.weight" in reason
+
+
+def test_a_difference_beyond_float16_is_a_refusal_with_the_reason_and_nothing_of_the_round_is_kept(federation):
+    run = federation(**{"warmup.lr_action": 1e5}).site()
+    reason = run.error("train")
+    assert "float16 ends at 65504; set wire.dtype = 'float32'" in reason
+    assert not list((run.folder / "home" / "state").rglob("*.*"))
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])

@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 import torch
 
-from client.state import LocalState
+from client.state import LocalState, StateFolder
 from client.training import RoundTask, evaluate, load_buffers, local_round, on_step, prepared, seat_players
 from client.video import sampling
 from client.video.cache import FrameCache
@@ -16,7 +16,8 @@ from client.video.rows import read_rows
 from simulations.laboratory import steps_of_run
 from spact_models.anonymizer import represent
 from spact_models.errors import UserError
-from spact_models.exchange import install, snapshot
+from spact_models.exchange import difference, install, snapshot
+from spact_models.memory import GIB, fixed_bytes, paths_of
 from spact_models.networks import build_networks, build_privacy_network
 from spact_models.run_config import load_settings
 
@@ -329,3 +330,49 @@ def test_two_crops_of_one_picture_or_two_frames_of_one_video(site):
     one = site(**{**plain, "augment.enabled": True, "views.source": "image"})
     batch = next(prepared(one.loader(0).training(3), one.settings, torch.Generator(), torch.device("cpu")))
     assert not torch.equal(batch.first_NCTHW, batch.second_NCTHW)  # two crops
+
+
+def tensors(tree):
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    values = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return [found for value in values for found in tensors(value)]
+
+
+def test_what_leaves_training_lies_in_plain_memory(site, tmp_path):
+    """Weights for the wire and the checkpoint, and the state: whichever way the networks lay while they learned."""
+    one = site(**{"speed.channels_last": "on", "networks.norm": "batch"})
+    one.play(1)
+    result = one.look(2)
+    kept = [result.weights, difference(result.weights, one.weights), *vars(result.state).values()]
+    assert all(value.is_contiguous() for value in tensors(kept))
+    assert result.state.optimizers["privacy"]["state"][0]["exp_avg"].dim() == 4
+    folder = StateFolder(tmp_path, "f")
+    folder.save(result.state)
+    other = site(**{"speed.channels_last": "off", "networks.norm": "batch"})
+    other.weights, other.state, other.teacher = result.weights, folder.before(3), one.teacher
+    one.weights, one.state = result.weights, result.state
+    ours, theirs = one.look(3), other.look(3)
+    assert distance(ours.weights, theirs.weights) < 0.05 * distance(ours.weights, result.weights)
+
+
+def test_a_round_within_a_memory_budget_is_the_same_round(site):
+    """Round after round in the same networks, and with a teacher, which is a copy of an f_T that is computed again."""
+    results = []
+    seats = (plain := site()).seats(1)[0]
+    teacher = 4 * sum(value.numel() for value in seats.action.network.parameters())
+    most = max(path.held() for path in paths_of(seats, plain.settings))
+    for budget in (0.0, (fixed_bytes(seats) + teacher + 0.7 * most) / GIB):
+        one = site(labelled=False, **{"memory.budget_gib": budget})
+        networks = build_networks(one.settings, CLASSES)
+        for number in (1, 2, 3):
+            result = local_round(one.task(number), one.settings, "s", networks, one.loader(1), one.state)
+            if number == 1:
+                one.teacher = {name: value for name, value in result.weights.items() if name.startswith("action.")}
+            one.weights, one.state = result.weights, result.state
+        results.append(result)
+        assert bool(budget) == any(
+            "forward" in vars(module) for module in [*networks.anonymizer.modules(), *networks.action.modules()]
+        )
+    moved = distance(results[0].weights, plain.weights)  # Adam makes a step of a rounding where a gradient is 0
+    assert distance(results[0].weights, results[1].weights) < 0.02 * moved
