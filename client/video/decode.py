@@ -86,14 +86,14 @@ def probe(path: Path) -> VideoInfo:
     Raises:
         UnreadableVideo: not a video, or no first frame.
     """
-    with _open(path) as container:
-        stream = _video_stream(path, container)
+    with open_video(path) as container:
+        stream = video_stream(path, container)
         reading = _Reading()
         frame = next(_decoded(container, stream, reading, threads=1), None)
         if frame is None:
             raise UnreadableVideo(path, "no frame in it can be decoded")
         rate = float(stream.average_rate or stream.guessed_rate or 0)
-        seconds = _promised_seconds(container, stream)
+        seconds = promised_seconds(container, stream)
         counted = 0
         if not stream.frames or seconds is None:
             for packet in _packets(container, stream):
@@ -101,7 +101,7 @@ def probe(path: Path) -> VideoInfo:
             counted, seconds = reading.packets, seconds or reading.seconds or None
     frames = stream.frames or counted
     rate = rate or (frames / seconds if seconds else 25.0)  # 25: a lone frame without any clock
-    turn = _Turn.of(frame)
+    turn = Turn.of(frame)
     width, height = (frame.height, frame.width) if turn.swap else (frame.width, frame.height)
     return VideoInfo(frames, rate, width, height, seconds or frames / rate, turn.degrees)
 
@@ -130,7 +130,7 @@ def decode_image(path: Path, size_px: int) -> Frames:
                 turned = Image.fromarray((np.asarray(turned) >> 8).clip(0, 255).astype(np.uint8))
             square = turned.convert("RGB").resize((size_px, size_px), Image.Resampling.BILINEAR)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableVideo(path, f"not an image, or damaged ({_first_line(error)})") from error
+        raise UnreadableVideo(path, f"not an image, or damaged ({first_line(error)})") from error
     return np.asarray(square)[None]
 
 
@@ -180,24 +180,24 @@ def check_file(path: Path) -> os.stat_result:
 
 def _stream(path: Path, size: tuple[int, int] | None, threads: int) -> Iterator[Frames]:
     """Decode, scale (to ``size`` = width, height; None = as stored), turn; then judge what was lost."""
-    with _open(path) as container:
-        stream = _video_stream(path, container)
+    with open_video(path) as container:
+        stream = video_stream(path, container)
         reading = _Reading()
         scaler = VideoReformatter()
-        turn: _Turn | None = None
+        turn: Turn | None = None
         for frame in _decoded(container, stream, reading, threads):
             if turn is None:
-                turn = _Turn.of(frame)
+                turn = Turn.of(frame)
                 width, height = size or (frame.width, frame.height)
             try:
-                frame_HWC = _rgb(scaler, frame, width, height)
+                frame_HWC = to_rgb(scaler, frame, width, height)
             except av.error.FFmpegError as error:
-                raise UnreadableVideo(path, f"its pictures cannot be converted ({_first_line(error)})") from error
+                raise UnreadableVideo(path, f"its pictures cannot be converted ({first_line(error)})") from error
             yield turn.apply(frame_HWC)
-        _judge(path, turn is not None, reading, _promised_seconds(container, stream))
+        _judge(path, turn is not None, reading, promised_seconds(container, stream))
 
 
-def _open(path: Path) -> InputContainer:
+def open_video(path: Path) -> InputContainer:
     check_file(path)
     try:
         # Absolute, so that no name is taken for a protocol ("concat:a.mp4").
@@ -207,10 +207,10 @@ def _open(path: Path) -> InputContainer:
     except av.error.ArgumentError as error:
         raise UnreadableVideo(path, "not a video, or not in a format that is read here") from error
     except (av.error.FFmpegError, OSError) as error:
-        raise UnreadableVideo(path, f"cannot be opened ({_first_line(error)})") from error
+        raise UnreadableVideo(path, f"cannot be opened ({first_line(error)})") from error
 
 
-def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+def video_stream(path: Path, container: InputContainer) -> VideoStream:
     # A cover picture of a sound file is also a "video stream".
     videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not videos:
@@ -264,7 +264,7 @@ class _Reading:
         return max(0.0, self.end - self.start)
 
 
-def _promised_seconds(container: InputContainer, stream: VideoStream) -> float | None:
+def promised_seconds(container: InputContainer, stream: VideoStream) -> float | None:
     """How long the header says that the video is, where it says so of the video alone."""
     stated = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
     if container.format.name.startswith("mov"):
@@ -292,16 +292,19 @@ def _judge(path: Path, any_frame: bool, reading: _Reading, promised_seconds: flo
         logger.warning("%s: %s; the rest is used", path, "; ".join(found))
 
 
-def _rgb(scaler: VideoReformatter, frame: VideoFrame, width: int, height: int) -> Frames:
+def to_rgb(
+    scaler: VideoReformatter, frame: VideoFrame, width: int, height: int, interpolation: int = SCALING
+) -> Frames:
+    """A decoded picture as ``uint8 (height, width, 3)`` RGB, in memory of its own."""
     # One thread: libswscale would start a pool of its own for every video, which costs more than it gains.
-    rgb = scaler.reformat(frame, width, height, format="rgb24", interpolation=SCALING, threads=1)
+    rgb = scaler.reformat(frame, width, height, format="rgb24", interpolation=interpolation, threads=1)
     plane = rgb.planes[0]
     lines: Frames = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)  # padded on the right
     return np.ascontiguousarray(lines[:, : 3 * width]).reshape(height, width, 3)
 
 
 @dataclass(frozen=True)
-class _Turn:
+class Turn:
     """One of the eight ways to lay a picture on its sides: a transposition, then flips."""
 
     swap: bool = False
@@ -310,7 +313,7 @@ class _Turn:
     degrees: int = 0
 
     @classmethod
-    def of(cls, frame: VideoFrame) -> _Turn:
+    def of(cls, frame: VideoFrame) -> Turn:
         """From the display matrix: ``x' = a x + c y``, ``y' = b x + d y``, y downwards, to the nearest right angle."""
         side = frame.side_data.get("DISPLAYMATRIX")
         if not isinstance(side, SideData):
@@ -330,5 +333,5 @@ class _Turn:
         return np.ascontiguousarray(turned)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

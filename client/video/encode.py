@@ -46,14 +46,14 @@ def write_video(path: Path, frames: Iterable[Frames], fps: float, crf: int = 23)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         count = _encode(path, part, frames, fps, crf)
         try:
             part.replace(path)
         except OSError as error:  # a folder has this name
-            raise _not_written(path, error) from error
+            raise not_written(path, error) from error
     finally:
         part.unlink(missing_ok=True)
     return count
@@ -68,15 +68,15 @@ def _encode(path: Path, part: Path, frames: Iterable[Frames], fps: float, crf: i
     try:
         container = av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"})
     except av.error.FFmpegError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
     try:
         for frame_HWC in frames:
             if not count:
                 size = frame_HWC.shape
                 _check(frame_HWC, size)
-                stream = _stream(container, frame_HWC, fps, crf)
+                stream = add_stream(container, frame_HWC, fps, crf)
             _check(frame_HWC, size)
-            picture = _yuv(scaler, frame_HWC)
+            picture = to_yuv(scaler, frame_HWC)
             picture.pts = count
             picture.time_base = stream.codec_context.time_base
             container.mux(stream.encode(picture))
@@ -86,13 +86,14 @@ def _encode(path: Path, part: Path, frames: Iterable[Frames], fps: float, crf: i
         container.mux(stream.encode(None))
         container.close()
     except av.error.FFmpegError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
     finally:
-        _close_quietly(container)
+        close_quietly(container)
     return count
 
 
-def _stream(container: OutputContainer, frame_HWC: Frames, fps: float, crf: int) -> VideoStream:
+def add_stream(container: OutputContainer, frame_HWC: Frames, fps: float, crf: int) -> VideoStream:
+    """The H.264 stream of a container for pictures as large as ``frame_HWC``, at a constant rate."""
     rate = Fraction(fps).limit_denominator(1001)  # 29.97 and its like are n / 1001
     # x264's macroblock tree gives different bytes for the same frames, also with one thread (1 to 35 % of 48 px clips)
     options = {"crf": str(crf), "preset": PRESET, "x264-params": "mbtree=0"}
@@ -108,7 +109,8 @@ def _stream(container: OutputContainer, frame_HWC: Frames, fps: float, crf: int)
     return stream
 
 
-def _yuv(scaler: VideoReformatter, frame_HWC: Frames) -> VideoFrame:
+def to_yuv(scaler: VideoReformatter, frame_HWC: Frames) -> VideoFrame:
+    """``uint8 (H, W, 3)`` as the encoder takes it: 4:2:0, BT.709, even sides."""
     height, width = frame_HWC.shape[:2]
     if height % 2 or width % 2:
         frame_HWC = np.pad(frame_HWC, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -130,13 +132,13 @@ def _check(frame_HWC: Frames, size: tuple[int, ...]) -> None:
         raise ValueError(f"a frame is {frame_HWC.shape}, the first one was {size}: all must have one size")
 
 
-def _close_quietly(container: OutputContainer) -> None:
+def close_quietly(container: OutputContainer) -> None:
     try:
         container.close()
     except (av.error.FFmpegError, ValueError):
         return  # after an error the file is thrown away; that error is the one to tell
 
 
-def _not_written(path: Path, error: Exception) -> UserError:
+def not_written(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or error
     return UserError(f"{path}: cannot be written ({reason}); free some space or choose another place")

@@ -1,0 +1,58 @@
+"""The anonymizer that is put to work: a run folder's or any file of ours, and what the sidecar says of it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spact_models.anonymizer import Anonymizer
+from spact_models.errors import UserError
+from spact_models.networks import load_anonymizer
+from spact_models.settings import Settings
+
+EXPORTED = "anonymizer.safetensors"
+
+
+@dataclass(frozen=True)
+class Model:
+    """An f_A, its file and its settings."""
+
+    path: Path
+    anonymizer: Anonymizer
+    trained: Settings
+    sha256: str
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """For sidecars: which model, and what it asks of frames."""
+        config = self.anonymizer.config
+        return {
+            "sha256": self.sha256,
+            "kind": config.kind,
+            "size_px": config.size_px,
+            "stride_frames": config.stride_frames,
+            "history": self.anonymizer.history,
+            "output_noise": config.output_noise,
+            "preset": self.trained.preset,
+        }
+
+
+def open_model(path: Path) -> Model:
+    """A run folder's exported anonymizer (or its latest round's, while it goes on), or a file.
+
+    Raises:
+        UserError: no such path, a folder without an anonymizer, or a file that this fedspact does not read.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        rounds = sorted((path / "checkpoints").glob("round-*.safetensors"))
+        found = [one for one in (path / EXPORTED, *reversed(rounds)) if one.is_file()]
+        if not found:
+            raise UserError(f"--model {path}: no {EXPORTED} in it and no checkpoints; name a run folder or a file")
+        path = found[0]
+    elif not path.exists():
+        raise UserError(f"--model {path}: no such run folder or file; `fedspact runs` lists runs")
+    anonymizer, trained, _ = load_anonymizer(path)
+    return Model(path, anonymizer, trained, hashlib.sha256(path.read_bytes()).hexdigest())

@@ -1,0 +1,253 @@
+"""The streaming core against slow twins, and the verb on real files: what comes out, what never does."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from client.anonymize.stream import StreamAnonymizer
+from client.video.decode import probe, stream_video
+from client.video.encode import write_video
+from fedspact import main
+from spact_models.anonymizer import Anonymizer, AnonymizerConfig
+from spact_models.checkpoint import save_checkpoint
+from spact_models.networks import build_networks, checkpoint_header
+from spact_models.run_config import load_settings
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"networks.anonymizer": "motion", "networks.anonymizer_channels": 4, "networks.anonymizer_depth": 1,
+         "networks.output_noise": 0.0, "game.beta": 0.0,
+         "clip.size_px": 16, "clip.frames": 4, "clip.stride_frames": 2}  # fmt: skip
+
+
+def core(stride=2, noise=0.0, kind="motion", **more):
+    torch.manual_seed(0)
+    sizes = {"base_channels": 4, "depth": 1, "size_px": 16}
+    config = AnonymizerConfig(kind, "difference", stride_frames=stride, output_noise=noise, **sizes)
+    return StreamAnonymizer(Anonymizer(config), **more)
+
+
+def noise_frames(count, height=16, width=16, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def tree(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "anonymizer.safetensors"
+    settings = load_settings({"preset": "tiny", **SMALL})
+    networks = build_networks(settings, ["a", "b"])
+    tensors = {f"anonymizer.{name}": value for name, value in networks.anonymizer.state_dict().items()}
+    save_checkpoint(path, tensors, checkpoint_header(settings, ["a", "b"]))
+    return path
+
+
+def test_each_frame_is_the_model_on_it_and_the_frame_one_stride_before():
+    streams, frames = core(stride=3), noise_frames(9)
+    state = streams.open()
+    done = streams.step([(state, frame) for frame in frames])
+    assert [one.black for one in done] == ["start"] * 3 + [None] * 6
+    assert not any(one.frame_HWC.any() for one in done[:3])
+    for t in range(3, 9):
+        clip = torch.from_numpy(frames[[t - 3, t]]).permute(3, 0, 1, 2)[None].float() / 255
+        with torch.no_grad():
+            slow = streams.anonymizer.transform(clip)[0, :, 0].permute(1, 2, 0) * 255
+        assert np.abs(done[t].frame_HWC.astype(float) - slow.numpy()).max() <= 0.51
+
+
+def test_batches_across_frames_and_streams_change_nothing():
+    streams = core()
+    first, second = noise_frames(7), noise_frames(7, seed=1)
+    one, other = streams.open(), streams.open()
+    alone = [streams.step([(state, frame)])[0] for state, part in ((one, first), (other, second)) for frame in part]
+    one, other = streams.open(), streams.open()
+    mixed = streams.step([pair for a, b in zip(first, second, strict=True) for pair in ((one, a), (other, b))])
+    for place, answer in enumerate(mixed):
+        twin = alone[place // 2 + 7 * (place % 2)]
+        assert answer.black == twin.black
+        assert np.abs(answer.frame_HWC.astype(int) - twin.frame_HWC).max() <= 1
+
+
+def test_after_a_loss_nothing_before_it_is_a_predecessor():
+    streams, frames = core(), noise_frames(8)
+    state = streams.open()
+    given = [*frames[:4], None, *frames[4:]]
+    done = streams.step([(state, frame) for frame in given])
+    assert [one.black for one in done] == ["start", "start", None, None, "lost", "after loss", "after loss", None, None]
+    assert not any(one.frame_HWC.any() for one in done if one.black)
+
+
+def test_an_answer_that_is_no_picture_is_black():
+    streams = core(kind="frame")
+    with torch.no_grad():
+        streams.anonymizer.unet.exit.bias.fill_(float("nan"))
+    (done,) = streams.step([(streams.open(), noise_frames(1)[0])])
+    assert done.black == "not finite"
+    assert not done.frame_HWC.any()
+
+
+def test_noise_is_never_the_same_twice_whatever_the_seed():
+    streams, frame = core(kind="frame", noise=0.3), noise_frames(1)[0]
+    answers = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        answers.append(streams.step([(streams.open(), frame)])[0].frame_HWC)
+    assert (answers[0] != answers[1]).mean() > 0.5
+
+
+def test_frames_come_back_at_their_own_size_and_smoothing_is_the_recursion():
+    plain, smooth, frames = core(stride=1), core(stride=1, smooth=0.5), noise_frames(6, 24, 40)
+    seen = [one.frame_HWC for one in plain.step([(state, f) for state in [plain.open()] for f in frames])]
+    state = smooth.open()
+    small = [one.frame_HWC for one in smooth.step([(state, f) for f in frames])]
+    assert {frame.shape for frame in seen + small} == {(24, 40, 3)}
+    slow = seen[1].astype(float)
+    for t in range(2, 6):
+        slow = 0.5 * slow + 0.5 * seen[t]
+        assert np.abs(small[t] - slow).max() < 3  # rounded at the square, then stretched
+
+
+def test_a_file_keeps_its_times_and_loses_sound_and_metadata(model, tmp_path):
+    source, out = tmp_path / "in.mkv", tmp_path / "out.mp4"
+    times = [0, 40, 80, 500, 540, 2000, 2010, 2020]
+    with av.open(str(source), "w") as container:
+        container.metadata.update({"title": "secret", "location": "+41+029/"})
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for pts, frame in zip(times, noise_frames(8, 48, 64), strict=True):
+            picture = av.VideoFrame.from_ndarray(frame)
+            picture.pts, picture.time_base = pts, Fraction(1, 1000)
+            stream.codec_context.time_base = Fraction(1, 1000)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    assert main(["anonymize", str(source), "-o", str(out), "--model", str(model)]) == 0
+    with av.open(str(out)) as container:
+        assert {one.type for one in container.streams} == {"video"}
+        assert "title" not in container.metadata
+        assert "location" not in container.metadata
+        seen = [round(1000 * float(frame.time)) for frame in container.decode(video=0)]
+    assert seen == times
+    told = json.loads((tmp_path / "out.mp4.json").read_text())
+    assert told["frames"] == 8
+    assert told["black_frames"]["start"] == 2
+    assert told["complete"]
+    assert all(not frame.max() > 20 for frame in list(stream_video(out))[:2])
+
+
+def test_a_folder_is_mirrored_resumed_and_names_what_it_refused(model, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    write_video(folder / "a" / "x.mp4", noise_frames(5, 32, 48), 25)
+    write_video(folder / "y.mp4", noise_frames(5, 32, 48), 25)
+    (folder / "z.mp4").write_bytes(b"no video")
+    words = ["anonymize", str(folder), "-o", str(out), "--model", str(model)]
+    assert main(words) == 1
+    assert tree(out) == ["a/x.mp4", "a/x.mp4.json", "anonymize.json", "y.mp4", "y.mp4.json"]
+    assert [one["name"] for one in json.loads((out / "anonymize.json").read_text())["refused"]] == ["z.mp4"]
+    before = (out / "y.mp4").stat().st_mtime_ns
+    assert main(words) == 1
+    assert json.loads((out / "anonymize.json").read_text())["skipped"] == ["x.mp4", "y.mp4"]
+    assert (out / "y.mp4").stat().st_mtime_ns == before
+    assert main([*words, "--height", "16"]) == 1  # other settings: not the same work, and nobody said --force
+    assert (out / "y.mp4").stat().st_mtime_ns == before
+    assert main([*words, "--height", "16", "--force"]) == 1
+    assert probe(out / "y.mp4").height == 16
+
+
+def test_damage_is_black_and_the_status_says_so(model, tmp_path):
+    source, out = tmp_path / "in.avi", tmp_path / "out.mp4"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuvj420p"
+        for frame in noise_frames(20, 48, 64):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode(None))
+    content = bytearray(source.read_bytes())
+    place = len(content) // 2
+    start = content.index(b"\xff\xd8", place)  # one picture in the middle: nothing of its header is left
+    content[start : start + 700] = bytes(700)
+    source.write_bytes(content)
+    assert main(["anonymize", str(source), "-o", str(out), "--model", str(model)]) == 3
+    told = json.loads((tmp_path / "out.mp4.json").read_text())
+    assert told["black_frames"]["lost"] == 1
+    assert told["black_frames"]["after loss"] == 2
+    assert told["frames"] == 20
+    assert not told["complete"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["no.mp4", "-o", "o.mp4"], "no such file"),
+        (["empty.mp4", "-o", "o.mp4"], "empty"),
+        (["a.mp4", "-o", "a.mp4"], "the input itself"),
+        (["a.mp4", "-o", "there.mp4"], "--force"),
+        (["a.mp4", "-o", "o.avi"], "name it"),
+        (["a.mp4", "-o", "o.webm", "--codec", "h264"], "vp9"),
+        (["a.mp4", "-o", "o.mp4", "--working-size", "32"], "--allow-unjudged-size"),
+        (["/dev/video97", "-o", "o.mp4"], "no such camera"),
+        (["http://user:pass@127.0.0.1:9/x", "-o", "o.mp4"], "cannot be reached"),
+        ([".", "-o", "inside"], "inside the input"),
+    ],
+)
+def test_mistakes_are_said_and_nothing_is_left(model, tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "a.mp4", noise_frames(3, 32, 32), 25)
+    (tmp_path / "there.mp4").write_bytes(b"old")
+    (tmp_path / "empty.mp4").touch()
+    before = tree(tmp_path)
+    assert main(["anonymize", *words, "--model", str(model)]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert "pass@" not in told
+    assert tree(tmp_path) == before
+    assert (tmp_path / "there.mp4").read_bytes() == b"old"
+
+
+def _process(words, **more):
+    code = "import sys; from fedspact import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", code, "anonymize", *words], cwd=ROOT, env=environment, **more)
+
+
+def test_a_full_disk_and_a_signal_leave_nothing(model, tmp_path):
+    source, out = tmp_path / "in.mp4", tmp_path / "out"
+    write_video(source, noise_frames(300, 64, 64), 25)
+    out.mkdir()
+    words = [str(source), "-o", str(out / "o.mp4"), "--model", str(model), "--height", "480", "--crf", "0"]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # noqa: E731
+    full = _process(words, stderr=subprocess.PIPE, preexec_fn=limit)
+    said = full.communicate(timeout=120)[1].decode()
+    assert full.returncode == 2, said
+    assert "cannot be written" in said
+    assert tree(out) == []
+    ended = _process(words, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not tree(out) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    ended.send_signal(signal.SIGTERM)
+    ended.communicate(timeout=120)
+    assert ended.returncode == 130
+    assert tree(out) == []
+
+
+def test_pipes(model, tmp_path):
+    source = tmp_path / "in.mp4"
+    write_video(source, noise_frames(6, 32, 48), 25)
+    piped = _process(["-", "-o", "-", "--model", str(model)], stdin=source.open("rb"), stdout=subprocess.PIPE)
+    content = piped.communicate(timeout=120)[0]
+    assert piped.returncode == 0
+    (tmp_path / "out.mkv").write_bytes(content)
+    assert len(list(stream_video(tmp_path / "out.mkv"))) == 6
