@@ -250,6 +250,13 @@ class Anonymizer(ClipTransform):
     def transform(self, clip_BCTHW: Tensor) -> Tensor:
         return self._finish(per_frame(self.unet, self.picture(clip_BCTHW)))
 
+    def with_noise(self, clip_BCTHW: Tensor, noise: Tensor) -> Tensor:
+        """:meth:`transform` under standard normal noise that the caller drew, (B, 3 or 1, T-history, rows, columns).
+
+        One plane and a value a cell where the output is cells: what an exported graph takes, which draws nothing.
+        """
+        return self._finish(per_frame(self.unet, self.picture(clip_BCTHW)), noise)
+
     def picture(self, clip_BCTHW: Tensor) -> Tensor:
         """What the U-Net sees: (B,3,T,H,W) -> (B, input_channels, T-history, H, W) in [0, 1]."""
         if self.config.kind == "frame":
@@ -293,7 +300,7 @@ class Anonymizer(ClipTransform):
         anonymised = self.forward(working)
         return per_frame(lambda frames_NCHW: _resized(frames_NCHW, height, width), anonymised).clamp(0.0, 1.0)
 
-    def _finish(self, clip_BCTHW: Tensor) -> Tensor:
+    def _finish(self, clip_BCTHW: Tensor, noise: Tensor | None = None) -> Tensor:
         """Cells, noise, levels: the last things before a frame leaves, alike in training and in use.
 
         With cells the noise is one value a cell, so that no average over its pixels or colours can take it away.
@@ -308,15 +315,15 @@ class Anonymizer(ClipTransform):
             grey_B1THW = clip_BCTHW.mean(dim=1, keepdim=True)
             clip_BCTHW = functional.avg_pool3d(grey_B1THW, (1, cell, cell), ceil_mode=True)
         if self.config.output_noise > 0.0:
-            noise = self.config.output_noise * torch.randn_like(clip_BCTHW)
-            clip_BCTHW = (clip_BCTHW + noise).clamp(0.0, 1.0)
+            drawn = torch.randn_like(clip_BCTHW) if noise is None else noise
+            clip_BCTHW = (clip_BCTHW + self.config.output_noise * drawn).clamp(0.0, 1.0)
         if self.config.output_levels:
             steps = self.config.output_levels - 1
             rounded = torch.round(clip_BCTHW * steps) / steps
             clip_BCTHW = clip_BCTHW + (rounded - clip_BCTHW).detach()
         if cell:
-            drawn = clip_BCTHW.repeat_interleave(cell, dim=3).repeat_interleave(cell, dim=4)
-            clip_BCTHW = drawn[..., :height, :width].expand(-1, 3, -1, -1, -1)
+            filled = clip_BCTHW.repeat_interleave(cell, dim=3).repeat_interleave(cell, dim=4)
+            clip_BCTHW = filled[..., :height, :width].expand(-1, 3, -1, -1, -1)
         return clip_BCTHW
 
 

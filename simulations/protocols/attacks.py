@@ -107,7 +107,7 @@ def _reconstructed(judge: Judge, raw: Pair, released: Pair, named: bool, attacke
 
 def _stills(held: JudgeSet) -> np.ndarray:
     """The last frame of clips far apart: uint8 (N,H,W,3). A raw set's lead-in lies in front: last is last in both."""
-    clips = torch.linspace(0, len(held.clips_MTHWC) - 1, STILLS).round().long().unique()
+    clips = torch.linspace(0, len(held.clips_MTHWC) - 1, STILLS).round().long().unique()  # type: ignore[no-untyped-call]
     stills_NHWC: np.ndarray = held.clips_MTHWC[clips, -1].cpu().numpy()
     return stills_NHWC
 
