@@ -1,0 +1,1 @@
+"""What costs how much: each benchmark beside a plain twin, by ratios (``fedspact bench``)."""

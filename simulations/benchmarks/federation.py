@@ -1,0 +1,109 @@
+"""``federation-4``, ``federation-16``, ``sites-100``: what playing as sites costs in one process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from client.video.rows import Row as VideoRow
+from server.runs import RunFolder
+from simulations.benchmarks.measured import Row, Spread, in_turns
+from simulations.benchmarks.videos import write_videos
+from simulations.centralized import centralize
+from simulations.compare.plan import pooled
+from simulations.federated import simulate
+from simulations.laboratory import Laboratory
+from spact_models.errors import RunStopped
+from spact_models.run_config import load_settings
+from spact_models.settings import Settings
+
+VIDEOS_A_SITE = 16
+MANY, MANY_GIB = 100, 6.0
+
+
+def measure_4(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
+    """Four sites."""
+    yield _overhead(4, quick, repeats, on_step)
+
+
+def measure_16(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
+    """Sixteen sites."""
+    yield _overhead(16, quick, repeats, on_step)
+
+
+def measure_100(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:  # noqa: ARG001
+    """Peak memory of a hundred sites' federation, in a process of its own."""
+    words = [sys.executable, "-m", __name__, str(MANY)]
+    peak_gib = float(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1]) / 2**10
+    on_step()
+    what = f"peak memory of {MANY} sites of the tiny preset in one process, two rounds"
+    yield Row("sites-100", what, "GiB", Spread.of([peak_gib]), None, None, MANY_GIB, "at most")
+
+
+def _overhead(sites: int, quick: bool, repeats: int, on_step: Callable[[], object]) -> Row:
+    """Equal optimizer steps on the same videos: as sites, and pooled."""
+    settings = _settings(sites, cycles=1 if quick else 6)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = _rows(Path(folder) / "videos", sites * VIDEOS_A_SITE)
+        cache = Path(folder) / "cache"
+        runs = iter(range(10_000))
+
+        def ours() -> None:
+            simulate(_laboratory(settings, rows, cache, Path(folder) / f"run-{next(runs)}"))
+
+        def twin() -> None:
+            centralize(_laboratory(pooled(settings, sites), rows, cache, Path(folder) / f"run-{next(runs)}"))
+
+        own, other, ratio = in_turns(ours, twin, repeats, on_step)
+    over = Spread(1 / ratio.median, 1 / ratio.high, 1 / ratio.low)
+    what = f"{sites} sites in one process against pooled training, equal steps, tiny preset"
+    return Row(f"federation-{sites}", what, "s", own, other, over, 1.05, "at most", "ratio: ours over the twin's")
+
+
+def _settings(sites: int, cycles: int) -> Settings:
+    return load_settings({
+        "preset": "tiny",
+        "simulation.sites": sites,
+        "batch.clips": 8,
+        "batch.views": 8,
+        "warmup.steps": 4,
+        "rounds.warmup": 1,
+        "rounds.minimax": 1,
+        "rounds.cycles": cycles,
+        "device": "cpu",
+    })  # fmt: skip
+
+
+def _rows(folder: Path, count: int) -> list[VideoRow]:
+    """All of them training rows: the closing evaluation has nothing to do, as in pooled training."""
+    folder.mkdir(parents=True)
+    paths = write_videos(folder, count, 48, 64, frames=20)
+    return [VideoRow(path, f"action-{number % 2}", split="train") for number, path in enumerate(paths)]
+
+
+def _laboratory(settings: Settings, rows: list[VideoRow], cache: Path, run: Path) -> Laboratory:
+    lab = Laboratory(settings, RunFolder(run), list(rows), cache, time.monotonic())
+    if lab.cache.prepare([row.path for row in rows], workers=1, progress=False):
+        raise RunStopped("a video made for the benchmark cannot be read")
+    return lab
+
+
+def main(sites: int) -> None:
+    """Play ``sites`` sites and print this process' peak memory in MB."""
+    import resource
+
+    settings = _settings(sites, cycles=1)
+    settings = replace(settings, warmup=replace(settings.warmup, steps=1))
+    with tempfile.TemporaryDirectory() as folder:
+        rows = _rows(Path(folder) / "videos", sites * 8)
+        simulate(_laboratory(settings, rows, Path(folder) / "cache", Path(folder) / "run"))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,98 @@
+"""``anonymise``, ``serve``, ``start-up``, ``demo``: what somebody who uses the program waits for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from client.anonymize.job import HowTo, anonymize_video
+from client.anonymize.sink import Encoding
+from client.anonymize.source import open_source
+from client.anonymize.stream import StreamAnonymizer
+from simulations.benchmarks.measured import Row, Spread, seconds_of
+from simulations.benchmarks.serve_load import FPS, HEIGHT, WIDTH, measure
+from simulations.benchmarks.videos import write_videos
+from spact_models.anonymizer import Anonymizer
+from spact_models.checkpoint import save_checkpoint
+from spact_models.exchange import ANONYMIZER, snapshot
+from spact_models.networks import anonymizer_config, build_networks, checkpoint_header
+from spact_models.run_config import load_settings
+from spact_models.settings import Settings
+
+STREAMS = (1, 2, 4, 8, 16)
+DEMO_SECONDS, HELP_SECONDS = 300.0, 0.5
+
+
+def _settings(quick: bool) -> Settings:
+    return load_settings({"preset": "tiny" if quick else "small"})
+
+
+def measure_anonymise(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
+    """A file through f_A: seconds of video a second."""
+    settings = _settings(quick)
+    torch.manual_seed(0)
+    streams = StreamAnonymizer(Anonymizer(anonymizer_config(settings)))
+    frames, rate = 50 if quick else 150, 25.0
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_videos(Path(folder), 1, 240, 320, frames, rate)[0]
+        how = HowTo(streams, Encoding(), {}, {})
+        took = []
+        for number in range(repeats + 1):
+            out = Path(folder) / f"out-{number}.mp4"
+            took.append(seconds_of(partial(_anonymise, path, out, how)))
+            on_step()
+    speeds = Spread.of([frames / rate / seconds for seconds in took[1:]])
+    what = f"a 240p file at {rate:.0f} frames a second, f_A of the {settings.preset} preset, decode to encode"
+    yield Row("anonymise", what, "× real time", speeds, None, None, 1.0, "at least")
+
+
+def _anonymise(path: Path, out: Path, how: HowTo) -> None:
+    anonymize_video(open_source(str(path), how.streams.size_px), out, how)
+
+
+def measure_serve(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:  # noqa: ARG001
+    """Cameras that one service holds."""
+    settings = _settings(quick)
+    classes = ["a", "b"]
+    networks = build_networks(settings, classes)
+    held, told = 0, ""
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "anonymizer.safetensors"
+        weights = snapshot(networks.anonymizer, networks.action)
+        alone = {name: value for name, value in weights.items() if name.startswith(ANONYMIZER)}
+        save_checkpoint(model, alone, checkpoint_header(settings, classes, round=1))
+        for streams in STREAMS:
+            found = measure(model, streams, seconds=4.0 if quick else 10.0)
+            on_step()
+            if not found["held"]:
+                told += f"; {streams}: p99 {found['p99_ms']:.0f} ms"
+                break
+            held, told = streams, f"{streams}: p50 {found['p50_ms']:.0f} ms, p99 {found['p99_ms']:.0f} ms"
+    what = f"cameras of {WIDTH}×{HEIGHT} at {FPS:.0f} frames a second held, f_A of the {settings.preset} preset"
+    note = f"{told}; senders on the same cores; no target is set but one camera"
+    yield Row("serve", what, "cameras", Spread.of([float(held)]), None, None, 1.0, "at least", note)
+
+
+def measure_start_up(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:  # noqa: ARG001
+    """``fedspact --help``, a process from start to end."""
+    words = [sys.executable, "-m", "fedspact", "--help"]
+    took = []
+    for _ in range(max(3, repeats)):
+        took.append(seconds_of(lambda: subprocess.run(words, check=True, capture_output=True)))
+        on_step()
+    yield Row("start-up", "fedspact --help", "s", Spread.of(took), None, None, HELP_SECONDS, "at most")
+
+
+def measure_demo(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:  # noqa: ARG001
+    """``fedspact demo``, cold: a process, a folder and a cache of its own. Once: it takes minutes."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, "-m", "fedspact", "demo", "--out", str(Path(folder) / "demo")]
+        took = seconds_of(lambda: subprocess.run(words, check=True, capture_output=True))
+    on_step()
+    yield Row("demo", "fedspact demo, cold", "s", Spread.of([took]), None, None, DEMO_SECONDS, "at most")

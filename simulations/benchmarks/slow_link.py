@@ -1,0 +1,326 @@
+"""One site behind a slow link, real processes on loopback: does it hold the others, and what really crosses the wire?
+
+A SuperLink, SuperNodes and the real ServerApp; in front of the SuperLink's port stands one small TCP proxy a site,
+which counts every byte both ways and lets the slow site's through at its link's pace. The sites do not train: they
+answer a round with random differences of the networks' size through the real door, because only the way is measured.
+
+``python -m simulations.benchmarks.slow_link --help``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.egress import Door, introduction, signature
+from server.runs import RunFolder
+from spact_models.exchange import trained_names
+from spact_models.run_config import load_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+PIECE_BYTES = 1 << 14
+PATIENCE_SECONDS = 600.0
+CLASSES = ["jump", "walk"]
+SHIM = """
+from server.app import app as server
+from simulations.benchmarks.slow_link import site as client
+__all__ = ["client", "server"]
+"""
+
+site = ClientApp()
+"""A site that answers at once: its node configuration holds its name and a folder."""
+
+
+@site.query()
+def join(message: Message, context: Context) -> Message:
+    return Message(
+        RecordDict({"site": introduction(str(context.node_config["name"]), CLASSES, 8, 0)}), reply_to=message
+    )
+
+
+@site.train()
+def train(message: Message, context: Context) -> Message:
+    settings, name = load_settings(context.run_config), str(context.node_config["name"])
+    weights = {
+        key: torch.from_numpy(array.numpy().copy()) for key, array in message.content.array_records["arrays"].items()
+    }
+    sent = {key: weights[key] for key in trained_names(weights, settings.wire.patterns)}
+    moved = {key: value + 1e-3 * torch.randn(value.shape) for key, value in sent.items()}
+    door = Door(name, Path(str(context.node_config["folder"])) / "ledger.jsonl", frozenset(sent), settings.wire.dtype)
+    number = int(str(message.content.config_records["config"]["round"]))
+    told = MetricRecord({"examples.anonymizer": 8, "examples.action": 8, "teacher_held": 1})
+    update = door.update(door.pack(moved, sent, {}), number)
+    return Message(RecordDict({**update, "metrics": told, "site": signature(name)}), reply_to=message)
+
+
+@site.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    metrics, whose = MetricRecord({"examples": 1, "top1": 0.0}), signature(str(context.node_config["name"]))
+    return Message(RecordDict({"metrics": metrics, "site": whose}), reply_to=message)
+
+
+@dataclass
+class Link:
+    """A TCP proxy on loopback.
+
+    Args:
+        port: of the SuperLink behind it.
+        bits_per_second: for each direction, over all its connections together; None: as fast as it goes.
+    """
+
+    port: int
+    bits_per_second: float | None = None
+    up: int = 0  # bytes from the site so far
+    down: int = 0
+    _free: dict[str, float] = field(default_factory=dict)  # direction -> when its link is free again
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.listens_on = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self.port))
+            except OSError:  # closed, or the SuperLink is gone
+                return
+            for source, target, way in ((near, far, "up"), (far, near, "down")):
+                threading.Thread(target=self._pump, args=(source, target, way), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket, way: str) -> None:
+        with suppress(OSError):
+            while piece := source.recv(PIECE_BYTES):
+                self._pass(len(piece), way)
+                target.sendall(piece)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def _pass(self, size: int, way: str) -> None:
+        """Count a piece, and wait until the link has carried it behind all that came before."""
+        with self._lock:
+            setattr(self, way, getattr(self, way) + size)
+            if self.bits_per_second is None:
+                return
+            done = max(self._free.get(way, 0.0), time.monotonic()) + 8 * size / self.bits_per_second
+            self._free[way] = done
+        time.sleep(max(0.0, done - time.monotonic()))
+
+
+def measure(
+    megabits: float = 10.0,
+    sites: int = 3,
+    deadline_seconds: float = 60.0,
+    rounds: int = 1,
+    database: str = "",
+    **settings: Any,
+) -> dict[str, Any]:
+    """A federation of which the first site has a link of ``megabits`` Mbit/s, 0 = as fast as the others.
+
+    Args:
+        deadline_seconds: ``rounds.timeout_seconds``.
+        rounds: warm-up rounds.
+        database: the SuperLink's; empty: its own default, in memory.
+        settings: flat overrides, dots as two underscores (``networks__anonymizer_channels=64``).
+
+    Returns:
+        ``rounds`` (of each: seconds, who replied after how many seconds and with how many bytes, who was dropped and
+        why), ``links`` (bytes that crossed each site's link, up and down, framing and all), ``superlink_rss_mb``
+        before and at its peak.
+    """
+    chosen = {
+        "rounds.warmup": rounds,
+        "rounds.minimax": 0,
+        "rounds.min_sites": max(1, sites - 1),
+        "rounds.timeout_seconds": deadline_seconds,
+        **{key.replace("__", "."): value for key, value in settings.items()},
+    }
+    with tempfile.TemporaryDirectory() as made, ExitStack() as stack:
+        folder = Path(made)
+        chosen["run_dir"] = str(folder / "run")
+        link = stack.enter_context(_superlink(folder, database))
+        paces = [megabits * 1e6 if number == 0 and megabits else None for number in range(sites)]
+        proxies = [stack.enter_context(_closing(Link(link.port, pace))) for pace in paces]
+        for number, proxy in enumerate(proxies, start=1):
+            stack.enter_context(_supernode(folder, number, proxy))
+        watch = stack.enter_context(_resident(link.process.pid))
+        _flwr_run(folder, link.port, chosen)
+        lines = [line for line in RunFolder.open(folder / "run").history() if line["kind"] == "train"]
+        return {
+            "megabits": megabits,
+            "deadline_seconds": deadline_seconds,
+            "rounds": [_round(line) for line in lines],
+            "links": [{"up": proxy.up, "down": proxy.down} for proxy in proxies],
+            "superlink_rss_mb": {"before": watch[0], "peak": max(watch)},
+        }
+
+
+def _round(line: dict[str, Any]) -> dict[str, Any]:
+    keys = ("seconds", "bytes_up", "bytes_down")
+    return {
+        "seconds": round(line["seconds"], 1),
+        "sites": {entry["name"]: {key: entry[key] for key in keys} for entry in line["sites"]},
+        "dropped": {entry["name"]: entry["reason"] for entry in line["dropped"]},
+    }
+
+
+@dataclass(frozen=True)
+class _SuperLink:
+    process: subprocess.Popen[bytes]
+    port: int
+
+
+@contextmanager
+def _superlink(folder: Path, database: str) -> Iterator[_SuperLink]:
+    port = _free_port()
+    (folder / "home").mkdir()
+    connection = f'[superlink.loopback]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    (folder / "home" / "config.toml").write_text(connection, encoding="utf-8")
+    words = ["flower-superlink", "--insecure", "--port", str(port), "--disable-runtime-dependency-installation"]
+    words += ["--database", database] if database else []
+    with _running(folder, "superlink", words) as process:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline and process.poll() is None:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.2)
+        yield _SuperLink(process, port)
+
+
+@contextmanager
+def _supernode(folder: Path, number: int, link: Link) -> Iterator[subprocess.Popen[bytes]]:
+    home = folder / f"site-{number}"
+    home.mkdir()
+    config = f"name='site-{number}' folder='{home}'"
+    where = ("--superlink", f"127.0.0.1:{link.listens_on}", "--port", str(_free_port()))
+    words = ["flower-supernode", "--insecure", *where, "--node-config", config]
+    with _running(folder, home.name, words) as process:
+        yield process
+
+
+@contextmanager
+def _running(folder: Path, name: str, words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    with (folder / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).parent / words[0]), *words[1:]],
+            cwd=folder, env=_environment(folder), stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        for signal_number in (15, 9):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal_number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
+
+
+@contextmanager
+def _closing(link: Link) -> Iterator[Link]:
+    try:
+        yield link
+    finally:
+        link.close()
+
+
+@contextmanager
+def _resident(pid: int) -> Iterator[list[float]]:
+    """MB (2^20) that a process has in memory, read five times a second (Linux; 0 elsewhere)."""
+    status, seen, over = Path(f"/proc/{pid}/status"), [0.0], threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            with suppress(OSError, StopIteration):
+                line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+                seen.append(round(int(line.split()[1]) / 1024, 1))
+            over.wait(0.2)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        time.sleep(0.5)
+        del seen[0]
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
+def _flwr_run(folder: Path, port: int, chosen: dict[str, Any]) -> None:
+    app = folder / "app"
+    app.mkdir()
+    (app / "slow_link_app.py").write_text(SHIM, encoding="utf-8")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for ours, theirs in (
+        ('"server.app:app"', '"slow_link_app:server"'),
+        ('"client.app:app"', '"slow_link_app:client"'),
+        ('["spact_models/**/*.py", "client/**/*.py", "server/**/*.py"]', '["slow_link_app.py"]'),
+    ):
+        project = project.replace(ours, theirs)
+    (app / "pyproject.toml").write_text(project, encoding="utf-8")
+    overrides = "".join(f"{key} = {json.dumps(value)}\n" for key, value in chosen.items())
+    (folder / "overrides.toml").write_text(overrides, encoding="utf-8")
+    words = ["flwr", "run", str(app), "loopback", "--stream", "--run-config", str(folder / "overrides.toml")]
+    with _running(folder, "flwr-run", words) as process:
+        process.wait(timeout=PATIENCE_SECONDS)
+    if not (folder / "run" / "summary.json").exists():
+        logs = "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(folder.glob("*.log")))
+        raise RuntimeError(f"the federation on 127.0.0.1:{port} did not end well\n{logs}")
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    commands = Path(sys.executable).parent
+    return {
+        **os.environ,
+        "FLWR_HOME": str(folder / "home"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",  # a SuperLink starts its helpers by name
+    }
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def main() -> None:
+    """Print what :func:`measure` returns, as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--megabits", type=float, default=10.0, help="of the first site's link; 0: no limit")
+    parser.add_argument("--sites", type=int, default=3)
+    parser.add_argument("--deadline", type=float, default=60.0, help="seconds a round waits for its replies")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--database", default="", help="the SuperLink's; empty: in memory")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the run")
+    args = parser.parse_args()
+    from spact_models.run_config import parse_assignment
+
+    chosen = dict(parse_assignment(text) for text in args.set)
+    told = measure(args.megabits, args.sites, args.deadline, args.rounds, args.database, **chosen)
+    print(json.dumps(told, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""``step-fp32``, ``step-bf16``: one pair of moves of the paper's networks, ours and the reference's way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from client.state import LocalState
+from client.training import RoundTask, seat_players
+from simulations.benchmarks.measured import Row, Spread, in_turns
+from simulations.benchmarks.twin import PlainGame
+from spact_models.errors import RunStopped
+from spact_models.exchange import snapshot
+from spact_models.minimax import Players, anonymizer_move, critics_move
+from spact_models.networks import build_networks, build_privacy_network
+from spact_models.run_config import load_settings
+from spact_models.seeds import pick_device
+from spact_models.settings import Settings
+from spact_models.views import Batch
+
+CLASSES = [f"action-{number}" for number in range(101)]  # as many as UCF101 has
+EQUAL = 1e-3  # relative, of the first pair's losses; a test holds 20 steps to 1e-4 at small sizes
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The paper's networks and one batch, on a device."""
+
+    settings: Settings
+    device: torch.device
+    batch: Batch
+
+    @classmethod
+    def make(cls, precision: str = "fp32", quick: bool = False, seed: int = 0) -> Scene:
+        """On a GPU the paper's batch (24 clips, 64 pairs); on a CPU 1 clip and 2 pairs; quick: tiny networks."""
+        device = pick_device("auto")
+        small = device.type != "cuda"
+        settings = load_settings({
+            "preset": "tiny" if quick else "paper",
+            "precision": precision,
+            "game.cap_reward": False,
+            "networks.output_noise": 0.0,
+            "game.beta": 0.0,
+            "networks.norm": "group",
+            "seed": seed,
+        })  # fmt: skip
+        clips, views = (8, 8) if quick else (1, 2) if small else (24, 64)
+        generator = torch.Generator().manual_seed(seed)
+        history = 1 if settings.networks.anonymizer == "motion" else 0
+        side = settings.clip.size_px
+
+        def frames(count: int, length: int) -> torch.Tensor:
+            return torch.rand(count, 3, history + length, side, side, generator=generator).to(device)
+
+        labels_B = torch.randint(len(CLASSES), (clips,), generator=generator).to(device)
+        batch = Batch(frames(clips, settings.clip.frames), labels_B, frames(views, 1), frames(views, 1))
+        return cls(settings, device, batch)
+
+    def ours(self) -> Players:
+        """The players as a site seats them."""
+        networks = build_networks(self.settings, CLASSES)
+        networks.anonymizer.to(self.device)
+        networks.action.to(self.device)
+        task = RoundTask(self.settings.rounds.warmup + 1, "minimax", snapshot(networks.anonymizer, networks.action))
+        return seat_players(task, self.settings, "bench", networks, LocalState())
+
+    def twin(self) -> PlainGame:
+        networks = build_networks(self.settings, CLASSES)
+        networks.anonymizer.to(self.device)
+        networks.action.to(self.device)
+        privacy: nn.Module = build_privacy_network(self.settings, "bench", 0).to(self.device)
+        return PlainGame(networks, privacy, self.settings.game)
+
+
+def pair(players: Players, scene: Scene) -> tuple[float, float]:
+    """Both moves on one batch; returns what the critics saw."""
+    anonymizer_move(players, scene.batch, scene.settings.game)
+    seen = critics_move(players, scene.batch, scene.settings.game)
+    return float(seen.action), float(seen.privacy)
+
+
+def measure_fp32(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
+    """Equal losses, then equal work in less time."""
+    scene = Scene.make("fp32", quick)
+    players, plain = scene.ours(), scene.twin()
+    mine, theirs = pair(players, scene), plain.pair(scene.batch)
+    for name, a, b in zip(("L_T", "L_B"), mine, theirs, strict=True):
+        if abs(a - b) > EQUAL * max(1.0, abs(b)):
+            raise RunStopped(f"step-fp32: {name} is {a:.6f} here and {b:.6f} in the twin; they play different games")
+    ours, twin, ratio = in_turns(lambda: pair(players, scene), lambda: plain.pair(scene.batch), repeats, on_step)
+    gpu = scene.device.type == "cuda"
+    yield Row("step-fp32", _what(scene), "s", ours, twin, ratio, 4.0 if gpu else 1.9, "at least", _flops(scene, ours))
+    if gpu:
+        yield _memory(scene)
+
+
+def measure_bf16(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
+    """bf16 autocast against the reference in float32."""
+    scene = Scene.make("bf16", quick)
+    players, plain = scene.ours(), scene.twin()
+    ours, twin, ratio = in_turns(lambda: pair(players, scene), lambda: plain.pair(scene.batch), repeats, on_step)
+    target = 4.0 if scene.device.type == "cuda" else 3.4
+    yield Row("step-bf16", _what(scene), "s", ours, twin, ratio, target, "at least", _flops(scene, ours))
+
+
+def _what(scene: Scene) -> str:
+    batch, settings = scene.batch, scene.settings
+    clips, _, frames, side, _ = batch.clips_BCTHW.shape
+    networks = f"{settings.networks.action}, {settings.networks.privacy}"
+    sizes = f"{clips} clips of {frames}×{side}², {len(batch.first_NCTHW)} pairs"
+    return f"both moves, {settings.preset} f_A, {networks}; {sizes}"
+
+
+def _flops(scene: Scene, ours: Spread) -> str:
+    """Model FLOPs of the pair, without what checkpointing repeats, and the share of the machine's matrix product."""
+    with FlopCounterMode(display=False) as counter:
+        pair(scene.ours(), scene)
+    flops: int = counter.get_total_flops()
+    achieved = flops / ours.median
+    share = 100 * achieved / peak_flops(scene.device)
+    return f"{flops / 1e9:.0f} GFLOP, {achieved / 1e9:.1f} GFLOP/s, {share:.0f} % of a matrix product's"
+
+
+def peak_flops(device: torch.device, size: int = 0) -> float:
+    """Float32 operations a second of a large matrix product on all threads: the machine's practical limit."""
+    side = size or (8192 if device.type == "cuda" else 1536)
+    left, right = (torch.rand(side, side, device=device) for _ in range(2))
+    left @ right
+    from simulations.benchmarks.measured import seconds_of
+
+    took = min(seconds_of(lambda: left @ right) for _ in range(3))
+    return 2 * side**3 / took
+
+
+def _memory(scene: Scene) -> Row:
+    """Peak memory of a pair on the GPU, as a share of the twin's."""
+    peaks = []
+    for make, play in ((scene.ours, pair), (scene.twin, lambda game, scene: game.pair(scene.batch))):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        held: Any = make()
+        play(held, scene)
+        peaks.append(torch.cuda.max_memory_allocated() / 2**30)
+        del held
+    ours, twin = (Spread.of([peak]) for peak in peaks)
+    share = Spread.of([peaks[0] / peaks[1]])
+    return Row("step-memory", _what(scene), "GiB", ours, twin, share, 1 / 3, "at most")
