@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from client.app import make_app
 from server.app import run_federation
@@ -14,11 +15,13 @@ from simulations.inprocess import InProcessGrid
 from simulations.laboratory import Laboratory
 from simulations.partition import load_rows
 from spact_models.checkpoint import load_checkpoint
+from spact_models.exchange import snapshot, trained_names
+from spact_models.networks import build_networks
 from spact_models.run_config import load_settings
 
 
 def laboratory(manifest, folder, fast, **changes):
-    settings = load_settings({**fast, **changes})
+    settings = load_settings({**fast, "wire.dtype": "float32", **changes})
     return Laboratory(
         settings, RunFolder(folder), load_rows(manifest, settings.simulation, 0), folder.parent / "cache", 0.0
     )
@@ -57,19 +60,36 @@ def test_the_same_seed_gives_the_same_run_and_the_order_of_sites_does_not_matter
     assert distance(last_weights(labs[0]), last_weights(labs[1])) < 1e-4
 
 
+def test_a_few_trained_layers_are_the_same_game_federated_and_centralised(squares, tmp_path, fast):
+    chosen = {**fast, "simulation.sites": 1, "wire.parameters": "*.exit.*,action.fc.*"}
+    alone = laboratory(squares, tmp_path / "fed", chosen)
+    pooled = laboratory(squares, tmp_path / "cen", chosen)
+    simulate(alone)
+    centralize(pooled)
+    assert distance(last_weights(alone), last_weights(pooled)) < 1e-6
+    networks = build_networks(alone.settings, ["jump", "walk"])
+    first = snapshot(networks.anonymizer, networks.action)
+    moved = {name for name, value in last_weights(alone).items() if not torch.equal(value, first[name])}
+    assert moved == set(trained_names(first, alone.settings.wire.patterns))
+    rounds = [line for line in alone.run.history() if line["kind"] == "train"]
+    assert all(not line["dropped"] for line in rounds)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize("killed_in", [1, 2, 3])
-def test_a_site_that_loses_a_round_goes_on_from_its_last_complete_state(squares, tmp_path, fast, killed_in):
-    """Stop-and-resume ≡ uninterrupted for one site: a round played twice ends as if played once."""
+def test_a_site_that_loses_a_round_goes_on_from_its_last_complete_state(squares, tmp_path, fast, killed_in, dtype):
+    """Stop-and-resume ≡ uninterrupted for one site: a round played twice ends as if played once.
+
+    With int8 also what rounding has left out must be that of the round before, both times.
+    """
     from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
     from client.app import answer_train
     from client.site import load_site
     from simulations.inprocess import become_task
-    from spact_models.exchange import snapshot
-    from spact_models.networks import build_networks
 
     become_task()
-    lab = laboratory(squares, tmp_path / "run", fast, **{"simulation.sites": 1})
+    lab = laboratory(squares, tmp_path / "run", fast, **{"simulation.sites": 1, "wire.dtype": dtype})
     site = load_site(deal_out(lab.run.path, lab.rows, lab.settings, lab.cache_folder)[0])
     networks = build_networks(lab.settings, ["jump", "walk"])
     first = snapshot(networks.anonymizer, networks.action)
@@ -81,7 +101,8 @@ def test_a_site_that_loses_a_round_goes_on_from_its_last_complete_state(squares,
             content["teacher"] = ArrayRecord({n: v for n, v in teacher.items() if n.startswith("action.")})
         reply = answer_train(site, lab.settings, Message(content, 1, "train"))
         change = reply.array_records["update"].to_torch_state_dict()
-        return {name: weights[name] + change[name] for name in weights}
+        scales = reply.metric_records.get("scales", {})
+        return {name: weights[name] + change[name].float() * scales.get(name, 1.0) for name in weights}
 
     def run(interrupted):
         shutil.rmtree(site.state, ignore_errors=True)
