@@ -111,7 +111,7 @@ class RunFolder:
             UserError: it cannot be written, or another process has begun here meanwhile.
         """
         self._lock = lock_folder(self, self.path)
-        _check_free(self.path)
+        _refuse_a_run(self.path)  # what else the folder holds by now its owner put there
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         described = {"format": FORMAT, "federation": self.federation, "created": created, "settings": dict(settings)}
         self._write_json(SETTINGS, described)
@@ -259,14 +259,18 @@ def _check_free(path: Path) -> None:
         if path.exists() and not path.is_dir():
             raise UserError(f"run folder {path}: a file, must be a folder. Name another one (--out, run_dir).")
         occupied = path.is_dir() and any(entry.name not in PREPARED for entry in path.iterdir())
-    if occupied and _read_settings(path) is not None:
+    if occupied:
+        _refuse_a_run(path)
+        raise UserError(
+            f"run folder {path}: not empty and not a run folder. Name a new or an empty one (--out, run_dir)."
+        )
+
+
+def _refuse_a_run(path: Path) -> None:
+    if _read_settings(path) is not None:
         raise UserError(
             f"run folder {path}: holds an existing run, which is never overwritten. Name another one "
             "(--out, run_dir), go on with it (resume = true, or fedspact simulate --resume), or remove it."
-        )
-    if occupied:
-        raise UserError(
-            f"run folder {path}: not empty and not a run folder. Name a new or an empty one (--out, run_dir)."
         )
 
 

@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, bool | int | float | str]] = {
         "networks.privacy": "tiny",
         "networks.output_noise": 0.3,
         "networks.output_cell_px": 0,
-        "game.beta": 1.0,
+        "game.beta": 0.3,
         "game.critic_steps": 1,
         "game.catch_up_steps": 4,
         "game.lr_anonymizer": 1e-3,

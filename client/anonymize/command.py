@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--out", required=True, help="file, folder, or - for standard output (Matroska)")
     parser.add_argument("--model", required=True, type=Path, help="run folder or anonymizer.safetensors")
+    parser.add_argument("--signed-only", action="store_true", help="refuse a model that no trusted key has signed")
     parser.add_argument("--height", type=int, help="of the output; default: the input's")
     parser.add_argument("--codec", help="h264 (default), hevc, vp9 (default in .webm), av1, ffv1")
     parser.add_argument("--crf", type=int, help="quality, lower is better; default: the codec's usual one")
@@ -169,7 +170,7 @@ def _count(job: Job, account: Account, results: _Results) -> None:
 
 
 def _how_to(args: argparse.Namespace) -> HowTo:
-    model = open_model(args.model)
+    model = open_model(args.model, args.signed_only)
     own = model.anonymizer.config.size_px
     working_px = own if args.working_size is None else args.working_size
     if working_px != own and not args.allow_unjudged_size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from spact_models.anonymizer import Anonymizer
 from spact_models.errors import UserError
 from spact_models.networks import load_anonymizer
 from spact_models.settings import Settings
+from spact_models.signing import verify
 
+LOG = logging.getLogger("fedspact.anonymize")
 EXPORTED = "anonymizer.safetensors"
 
 
@@ -39,11 +42,15 @@ class Model:
         }
 
 
-def open_model(path: Path) -> Model:
+def open_model(path: Path, signed_only: bool = False) -> Model:
     """A run folder's exported anonymizer (or its latest round's, while it goes on), or a file.
 
+    Its signature is looked at first: a file that was changed after it was signed is never opened; one that nobody
+    trusted here has signed is opened with a warning, or not at all with ``signed_only``.
+
     Raises:
-        UserError: no such path, a folder without an anonymizer, or a file that this fedspact does not read.
+        UserError: no such path, a folder without an anonymizer, a file that this fedspact does not read, or one whose
+            signature forbids it.
     """
     path = path.expanduser()
     if path.is_dir():
@@ -54,5 +61,13 @@ def open_model(path: Path) -> Model:
         path = found[0]
     elif not path.exists():
         raise UserError(f"--model {path}: no such run folder or file; `fedspact runs` lists runs")
+    verdict = verify(path)
+    if verdict.refused or (signed_only and not verdict.trusted):
+        raise UserError(
+            f"--model {path}: {verdict.reason}. "
+            + ("It is never used; get it anew." if verdict.refused else "--signed-only takes released models alone.")
+        )
+    if not verdict.trusted:
+        LOG.warning("%s: %s; no federation's release gate vouches for it (docs/release.md)", path, verdict.reason)
     anonymizer, trained, _ = load_anonymizer(path)
     return Model(path, anonymizer, trained, hashlib.sha256(path.read_bytes()).hexdigest())

@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits = Limits()
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="RUN|FILE", help="a run folder, or an anonymizer's file")
+    add("--signed-only", action="store_true", help="refuse a model that no trusted key has signed")
     add("--host", default="127.0.0.1", help="address to listen at (%(default)s)")
     add("--port", type=int, default=50061, help="(%(default)s)")
     add("--tls-cert", type=Path, metavar="PEM", help="the server's certificate")
@@ -75,14 +76,14 @@ def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C; SIGHUP opens the model again."""
     logging.getLogger("fedspact.edge").setLevel(logging.INFO)
     door, limits = read_door(args), read_limits(args)
-    model = open_model(args.model)
+    model = open_model(args.model, args.signed_only)
     anonymizer = _at_work(model, args)
     figures = Figures()
     if args.metrics_port is not None:
         print(f"figures: http://{args.host}:{figures.publish(args.host, args.metrics_port)}/metrics", flush=True)
 
     def again() -> tuple[StreamAnonymizer, str]:
-        other = open_model(args.model)
+        other = open_model(args.model, args.signed_only)
         return _at_work(other, args), other.sha256
 
     def ready(port: int) -> None:
