@@ -1,0 +1,109 @@
+"""Export, signature, gate: a file answers as the original, a changed one is refused, without a pass none is signed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.anonymize.model import open_model
+from fedspact import main
+from spact_models.errors import UserError
+from spact_models.signing import card_path, make_key, public_path, read_private_key, sign, signature_path, verify
+
+QUIET = {"networks.output_noise": 0.0, "game.beta": 0.0}
+
+
+def sets(settings):
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory, squares):
+    """A real run of two sites, whose f_A adds no noise."""
+    out = tmp_path_factory.mktemp("release") / "run"
+    tiny = {"clip.size_px": 16, "clip.frames": 4, "clip.stride_frames": 1, "networks.anonymizer_channels": 4}
+    tiny |= {"networks.anonymizer_depth": 1, "batch.clips": 4, "batch.views": 4, "warmup.steps": 1, "rounds.warmup": 1}
+    tiny |= {"rounds.minimax": 1, "rounds.cycles": 1, "game.catch_up_steps": 1, "device": "cpu", **QUIET}
+    words = ["simulate", "--data", squares, "--out", out, "--sites", 2, "--no-judge", *sets(tiny)]
+    assert main([str(word) for word in words]) == 0
+    return out
+
+
+@pytest.fixture
+def run(original, tmp_path):
+    """A copy of one's own; the sites' files in it still name the original's cache, which is only read."""
+    return Path(shutil.copytree(original, tmp_path / "run"))
+
+
+@pytest.fixture
+def key(tmp_path):
+    make_key(tmp_path / "owner.key")
+    return tmp_path / "owner.key"
+
+
+def test_an_exported_graph_answers_as_the_original(run, tmp_path, capsys):
+    """ONNX in onnxruntime, at another batch, length and size than it was traced with."""
+    import onnxruntime
+    import torch
+
+    for form, suffix in (("onnx", ".onnx"), ("torch-export", ".pt2"), ("safetensors", ".safetensors")):
+        out = tmp_path / f"a{suffix}"
+        assert main(["export", str(run), "-o", str(out), "--format", form]) == 0
+        card = json.loads(card_path(out).read_text())
+        assert card["model"]["max_difference"] < 1e-4
+        assert "differ from the original's by at most" in capsys.readouterr().out
+    clip = np.random.default_rng(0).random((2, 3, 5, 24, 32), dtype=np.float32)
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    answer = session.run(None, {session.get_inputs()[0].name: clip})[0]
+    with torch.inference_mode():
+        twin = open_model(run).anonymizer.transform(torch.from_numpy(clip)).numpy()
+    assert answer.shape == twin.shape
+    assert np.abs(answer - twin).max() < 1e-4
+
+
+def test_a_signature_holds_until_a_byte_changes(run, key, tmp_path):
+    out = tmp_path / "a.safetensors"
+    assert main(["export", str(run), "-o", str(out), "--format", "safetensors"]) == 0
+    assert verify(out).status == "unsigned"
+    sign(out, read_private_key(key))
+    assert verify(out, [public_path(key)]).trusted
+    assert verify(out, []).status == "unknown-key"
+    whole = {path: path.read_bytes() for path in (out, card_path(out), signature_path(out))}
+    for path, content in whole.items():
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        assert verify(out, [public_path(key)]).refused, path
+        with pytest.raises(UserError, match="It is never used"):
+            open_model(out)
+        path.write_bytes(content)
+    assert verify(out, [public_path(key)]).trusted
+
+
+def test_who_uses_a_model_is_warned_or_refuses_it(run, key, tmp_path, monkeypatch, caplog):
+    out = tmp_path / "a.safetensors"
+    assert main(["export", str(run), "-o", str(out), "--format", "safetensors"]) == 0
+    open_model(out)
+    assert "has no signature" in caplog.text
+    with pytest.raises(UserError, match="--signed-only takes released models alone"):
+        open_model(out, signed_only=True)
+    video = ["anonymize", "none.mp4", "-o", str(tmp_path / "o.mp4"), "--model", str(out), "--signed-only"]
+    assert main(video) == 2
+    sign(out, read_private_key(key))
+    monkeypatch.setattr("spact_models.signing.trusted_folder", lambda: tmp_path)
+    caplog.clear()
+    open_model(out, signed_only=True)
+    assert caplog.text == ""
+
+
+def test_a_policy_with_a_mistake_names_it(run, key, tmp_path, capsys):
+    for text, wrong in (
+        ("sites: 2\n", "leakage"),
+        ("sites: 2\nleakage: 2\nutility: 0\n", "leakage = 2"),
+        ("siets: 2\n", "siets"),
+    ):
+        policy = tmp_path / "policy.yaml"
+        policy.write_text(text)
+        assert main(["release", str(run), "--policy", str(policy), "--key", str(key)]) == 2
+        assert wrong in capsys.readouterr().err
