@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 import torch
 
+from simulations.protocols.suite import machine as judged_on
 from spact_models import __version__
+from spact_models.seeds import pick_device
 
 REGRESSION = 0.15  # a ratio may be so much worse than the kept one: two cores with other work scatter by about that
 
@@ -110,18 +112,10 @@ def machine() -> dict[str, Any]:
     """What the rows were measured on."""
     import flwr
 
-    cpu = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 (Linux alone tells the model there)
-            cpu = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), cpu)
-    except OSError:
-        pass
     return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        **judged_on(pick_device("auto")),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "versions": {
             "fedspact": __version__,

@@ -1,0 +1,56 @@
+"""``fedspact bench``: rows that are kept and compared, a twin that plays the same game, mistakes that are named."""
+
+import json
+
+import pytest
+
+from fedspact import main
+from simulations.benchmarks.measured import Row, Spread, in_turns
+from simulations.benchmarks.step import Scene, pair
+
+
+def test_ours_and_the_twin_play_the_same_game():
+    scene = Scene.make("fp32", quick=True)
+    mine, theirs = pair(scene.ours(), scene), scene.twin().pair(scene.batch)
+    assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+def test_rows_are_kept_and_a_ratio_that_fell_behind_is_a_status(tmp_path, capsys):
+    kept = tmp_path / "kept.json"
+    assert main(["bench", "start-up", "--repeats", "1", "--json", str(kept), "--markdown"]) == 0
+    assert "| **start-up**" in capsys.readouterr().out
+    content = json.loads(kept.read_text())
+    (row,) = content["rows"]
+    assert row["name"] == "start-up"
+    assert row["machine"]["versions"]["torch"]
+    row["judged"] = 1000.0
+    kept.write_text(json.dumps(content))
+    assert main(["bench", "start-up", "--against", str(kept)]) == 0
+    row["judged"] = 1e-6
+    kept.write_text(json.dumps(content))
+    assert main(["bench", "start-up", "--against", str(kept)]) == 1
+    assert "regression: start-up" in capsys.readouterr().out
+
+
+def test_mistakes_are_named(tmp_path, capsys):
+    for words, wrong in (
+        (["step-fp23"], "The nearest is step-fp32"),
+        (["--repeats", "0"], "--repeats 0: must be at least 1"),
+        (["--against", str(tmp_path / "none.json")], "cannot be read"),
+    ):
+        assert main(["bench", *words]) == 2
+        assert wrong in capsys.readouterr().err
+
+
+def test_each_pair_is_timed_in_turns_and_the_verdict_follows_the_rule():
+    played = []
+    in_turns(lambda: played.append("a"), lambda: played.append("b"), 3, lambda: None)
+    assert "".join(played) == "ab" + "ab" + "ba" + "ab"
+    one = Spread.of([2.0])
+    fast = Row("x", "", "s", one, one, Spread.of([1.8, 2.0, 2.2]), 1.9, "at least")
+    assert fast.met
+    assert not fast.worse_than(2.2)
+    assert fast.worse_than(2.5)
+    lean = Row("y", "", "GiB", Spread.of([7.0]), None, None, 6.0, "at most")
+    assert not lean.met
+    assert lean.worse_than(5.0)
