@@ -202,7 +202,8 @@ def _groups(site: Site, settings: Settings, states: StateFolder, loader: ClipLoa
     ledger.charge(settings.dp, len(steps_of(settings, task.phase)))
     seed = seed_for("private", settings.seed, task.server_round, site.name)
     device = pick_device(site.device or settings.device)
-    root = site.state if site.manifest is None else site.manifest.parent
+    root = site.videos if site.manifest is None else site.manifest.parent
+    assert root is not None  # Site has one of the two
     return Groups(loader, site_key(site.state), count, root, settings, seed, device)
 
 

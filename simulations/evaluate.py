@@ -177,7 +177,7 @@ def _judge(
     if rounds:
         run = _run_of(model)
         evaluation = judge_rounds(run, rounds, settings, data.rows, cache, device, suite, evaluation, others)
-        draw_rounds(run, evaluation.rounds)
+        draw_rounds(run, evaluation)
     return file.write(evaluation)
 
 

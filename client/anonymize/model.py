@@ -67,7 +67,7 @@ def open_model(path: Path, signed_only: bool = False) -> Model:
             f"--model {path}: {verdict.reason}. "
             + ("It is never used; get it anew." if verdict.refused else "--signed-only takes released models alone.")
         )
+    anonymizer, trained, _ = load_anonymizer(path)
     if not verdict.trusted:
         LOG.warning("%s: %s; no federation's release gate vouches for it (docs/release.md)", path, verdict.reason)
-    anonymizer, trained, _ = load_anonymizer(path)
     return Model(path, anonymizer, trained, hashlib.sha256(path.read_bytes()).hexdigest())

@@ -28,7 +28,6 @@ from spact_models.quantize import narrowed
 from spact_models.settings import StrategyConfig
 
 LAYERS = 40  # equal ones, as many as the paper's networks have convolutions
-MIB = 2**20
 
 
 def measure_aggregation(sites: int, megabytes: float, dtype: str, repeats: int = 5) -> dict[str, Any]:

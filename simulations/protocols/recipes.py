@@ -17,7 +17,6 @@ from spact_models.attackers import DEFAULTS
 from spact_models.errors import UserError
 from spact_models.presets import PRESETS
 
-PAPER_CLIP = (16, 112, 2)  # frames, px, stride of the publication
 BUDGET = {key: value for key, value in PRESETS["paper"].items() if key.startswith("judge.")}
 
 

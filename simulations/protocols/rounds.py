@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from client.video.cache import FrameCache
 from client.video.rows import Row
-from server.runs import TENSORBOARD, RunFolder
+from server.runs import RunFolder
 from simulations.protocols.bench import ANONYMIZED
-from simulations.protocols.evaluation import Attack, Evaluation
+from simulations.protocols.evaluation import ACTION, Attack, Evaluation
 from simulations.protocols.suite import Suite, judge_suite
 from spact_models.attackers import CHEAPEST
 from spact_models.errors import UserError
 from spact_models.networks import load_anonymizer
 from spact_models.settings import Settings
+
+CHANCE = "chance"  # stands on the curves like a representation
 
 
 def checked_rounds(run: RunFolder, asked: Sequence[int]) -> list[int]:
@@ -66,17 +67,15 @@ def judge_rounds(
     return replace(evaluation, rounds=tuple(held[number] for number in sorted(held)))
 
 
-def draw_rounds(run: RunFolder, rounds: Sequence[Mapping[str, Any]]) -> None:
-    """The same figures as curves in the run's TensorBoard, under ``judge/``."""
-    from torch.utils.tensorboard import SummaryWriter  # a second to import
-
-    writer = SummaryWriter(str(run.path / TENSORBOARD))
-    try:
-        for one in rounds:
-            if one["action"] is not None:
-                writer.add_scalar("judge/action", one["action"].mean, one["round"])
-            attacks: Mapping[str, Attack] = one["attacks"]
-            for task, attack in attacks.items():
-                writer.add_scalar(f"judge/{task}", attack.figure.mean, one["round"])
-    finally:
-        writer.close()
+def draw_rounds(run: RunFolder, evaluation: Evaluation) -> None:
+    """The rounds' figures as curves in the run's TensorBoard, each question with its chance."""
+    chance = {f"{CHANCE}/{task}": level for task, level in evaluation.chance.items() if level is not None}
+    for one in evaluation.rounds:
+        attacks: Mapping[str, Attack] = one["attacks"]
+        figures = {task: attack.figure.mean for task, attack in attacks.items()}
+        if one["action"] is not None:
+            figures[ACTION] = one["action"].mean
+        seen = {f"{ANONYMIZED}/{task}": value for task, value in figures.items()}
+        asked = {f"{CHANCE}/{task}" for task in figures}
+        run.draw_evaluation(one["round"], {**seen, **{name: chance[name] for name in asked & chance.keys()}})
+    run.close()

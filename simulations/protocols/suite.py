@@ -90,16 +90,7 @@ def judge_suite(
     started = time.monotonic()
     suite = replace(suite, attackers=suite.attackers or DEFAULTS[settings.preset])
     bench = set_up(suite, settings, rows, attribute_rows, cache)
-    evaluation = _opened(suite, settings, bench, rows, attribute_rows, device, model)
-    if before is not None and before.key == evaluation.key:
-        evaluation = replace(
-            evaluation,
-            representations=before.representations,
-            chance={**before.chance, **evaluation.chance},
-            rounds=before.rounds,
-            seconds=before.seconds,
-            created=before.created,
-        )
+    evaluation = _resumed(_opened(suite, settings, bench, rows, attribute_rows, device, model), before)
     spent = evaluation.seconds
     hits: Hits = {}
     todo = [name for name in _in_turn(suite.representations) if name not in evaluation.representations]
@@ -124,6 +115,20 @@ def judge_suite(
             if (key := ("reconstruction", "", suite.seeds[0])) in found:
                 on_restored(name, found[key]["pictures"])
     return evaluation, hits
+
+
+def _resumed(evaluation: Evaluation, before: Evaluation | None) -> Evaluation:
+    """With what an earlier judgement of the same key has found."""
+    if before is None or before.key != evaluation.key:
+        return evaluation
+    return replace(
+        evaluation,
+        representations=before.representations,
+        chance={**before.chance, **evaluation.chance},
+        rounds=before.rounds,
+        seconds=before.seconds,
+        created=before.created,
+    )
 
 
 def _in_turn(names: Sequence[str]) -> list[str]:

@@ -133,14 +133,6 @@ def from_summary(summary: Mapping[str, Any]) -> Judged | None:
     )
 
 
-def figure_from(told: Mapping[str, Any] | None) -> Figure | None:
-    """A figure as it stands in JSON; None where it could not be measured."""
-    if told is None or told.get("mean") is None:
-        return None
-    per_seed = tuple(told.get("per_seed") or ())
-    return Figure(float(told["mean"]), told.get("sd"), told.get("low"), told.get("high"), per_seed)
-
-
 def _seen(told: Represented) -> Seen:
     attacks = {
         task: Attack(attack.metric, _figures(attack.attackers), _figures(attack.f1))

@@ -20,9 +20,6 @@ from client.video.decode import probe, stream_video
 from client.video.encode import write_video
 from fedspact import main
 from spact_models.anonymizer import Anonymizer, AnonymizerConfig
-from spact_models.checkpoint import save_checkpoint
-from spact_models.networks import build_networks, checkpoint_header
-from spact_models.run_config import load_settings
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"networks.anonymizer": "motion", "networks.anonymizer_channels": 4, "networks.anonymizer_depth": 1,
@@ -46,13 +43,8 @@ def tree(folder):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "anonymizer.safetensors"
-    settings = load_settings({"preset": "tiny", **SMALL})
-    networks = build_networks(settings, ["a", "b"])
-    tensors = {f"anonymizer.{name}": value for name, value in networks.anonymizer.state_dict().items()}
-    save_checkpoint(path, tensors, checkpoint_header(settings, ["a", "b"]))
-    return path
+def model(tmp_path_factory, write_model):
+    return write_model(tmp_path_factory.mktemp("model") / "anonymizer.safetensors")
 
 
 def test_each_frame_is_the_model_on_it_and_the_frame_one_stride_before():

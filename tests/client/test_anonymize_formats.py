@@ -10,22 +10,14 @@ import pytest
 from client.video.decode import probe
 from client.video.encode import write_video
 from fedspact import main
-from spact_models.checkpoint import save_checkpoint
-from spact_models.networks import build_networks, checkpoint_header
-from spact_models.run_config import load_settings
 
 SMALL = {"networks.anonymizer": "motion", "networks.anonymizer_channels": 4, "networks.anonymizer_depth": 1,
          "clip.size_px": 16, "clip.frames": 4, "clip.stride_frames": 2}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "anonymizer.safetensors"
-    settings = load_settings({"preset": "tiny", **SMALL})
-    networks = build_networks(settings, ["a", "b"])
-    tensors = {f"anonymizer.{name}": value for name, value in networks.anonymizer.state_dict().items()}
-    save_checkpoint(path, tensors, checkpoint_header(settings, ["a", "b"]))
-    return path
+def model(tmp_path_factory, write_model):
+    return write_model(tmp_path_factory.mktemp("model") / "anonymizer.safetensors", quiet=False)
 
 
 def noise(count, height, width):

@@ -11,9 +11,6 @@ from PIL import Image
 
 from client.video.encode import write_video
 from fedspact import main
-from spact_models.checkpoint import save_checkpoint
-from spact_models.networks import build_networks, checkpoint_header
-from spact_models.run_config import load_settings
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 SMALL = {"networks.anonymizer": "motion", "networks.anonymizer_channels": 4, "networks.anonymizer_depth": 1,
@@ -22,13 +19,10 @@ PATIENCE_SECONDS = 120
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, write_model):
     """A folder with the input, the model, and what one command with --preview and one without leave."""
     folder = tmp_path_factory.mktemp("preview")
-    settings = load_settings({"preset": "tiny", **SMALL})
-    networks = build_networks(settings, ["a", "b"])
-    tensors = {f"anonymizer.{name}": value for name, value in networks.anonymizer.state_dict().items()}
-    save_checkpoint(folder / "m.safetensors", tensors, checkpoint_header(settings, ["a", "b"]))
+    write_model(folder / "m.safetensors", quiet=False)
     frames = np.zeros((12, 64, 96, 3), np.uint8)
     for t, frame in enumerate(frames):
         frame[:, 8 * t : 8 * t + 8] = 255  # where the bar stands says which frame is shown

@@ -2,14 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from client.anonymize.model import open_model
 from fedspact import main
+from spact_models.anonymizer import Anonymizer
+from spact_models.deployed import Deployed
 from spact_models.errors import UserError
+from spact_models.export import export
 from spact_models.signing import card_path, make_key, public_path, read_private_key, sign, signature_path, verify
 
 QUIET = {"networks.output_noise": 0.0, "game.beta": 0.0}
@@ -107,3 +112,21 @@ def test_a_policy_with_a_mistake_names_it(run, key, tmp_path, capsys):
         policy.write_text(text)
         assert main(["release", str(run), "--policy", str(policy), "--key", str(key)]) == 2
         assert wrong in capsys.readouterr().err
+
+
+def test_a_deployed_file_answers_as_the_original_and_never_twice_with_the_same_noise(run, tmp_path):
+    quiet, loud = tmp_path / "quiet.onnx", tmp_path / "loud.onnx"
+    assert main(["export", str(run), "-o", str(quiet), "--format", "onnx"]) == 0
+    torch.manual_seed(0)
+    config = replace(open_model(run).anonymizer.config, output_noise=0.3)
+    export(Anonymizer(config).eval(), loud, "onnx", {}, source_sha256="0")
+    clip = torch.rand(1, 3, 5, 16, 16)
+    with torch.inference_mode():
+        twin = open_model(run).anonymizer.transform(clip)
+    assert torch.allclose(Deployed(quiet)(clip), twin, atol=1e-4)
+    torch.manual_seed(0)
+    first = Deployed(loud)(clip)
+    torch.manual_seed(0)
+    assert not torch.equal(first, Deployed(loud)(clip))
+    with pytest.raises(UserError, match="must be multiples of"):
+        Deployed(quiet)(torch.rand(1, 3, 5, 16, 17))
