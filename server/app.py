@@ -30,6 +30,7 @@ from server.resume import Standing, changed_settings, open_run, standing_of
 from server.runs import RunFolder
 from server.status import RunStatus
 from server.strategy import FedSPAct
+from server.unblocked import UnblockedGrid
 from spact_models.errors import RunStopped
 from spact_models.exchange import snapshot
 from spact_models.networks import build_networks, checkpoint_header
@@ -73,6 +74,7 @@ def main(grid: Grid, context: Context) -> None:
         str(context.run_config.get("watch.log_format", "text"))
     )  # first: it also shows what is wrong with the rest
     settings = load_settings(context.run_config)
+    grid = UnblockedGrid(grid)
     if settings.task == "release":
         release_from_settings(grid, settings)
         return

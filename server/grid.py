@@ -13,7 +13,41 @@ from flwr.serverapp import Grid
 LOG = logging.getLogger("fedspact.server")
 
 
-class ArrivalGrid(Grid):
+class GridAround(Grid):
+    """Passes everything on to the Grid that it wraps; its children change what they must."""
+
+    def __init__(self, inner: Grid) -> None:
+        self._inner = inner
+
+    def set_run(self, run: Any) -> None:
+        self._inner.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        return self._inner.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return self._inner.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._inner.get_node_ids()
+
+    def get_nodes(self) -> Any:
+        return self._inner.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._inner.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._inner.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self._inner.send_and_receive(messages, timeout=timeout)
+
+
+class ArrivalGrid(GridAround):
     """Wraps Flower's Grid: ``send_and_receive`` pushes at once and returns an iterator over the replies.
 
     Flower's own collects all replies in a list first. Replies are pulled one message at a time, because pulling
@@ -35,7 +69,7 @@ class ArrivalGrid(Grid):
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._poll_seconds = poll_seconds
         self._clock = clock
         self._sleep = sleep
@@ -104,27 +138,3 @@ class ArrivalGrid(Grid):
                 LOG.info("%s: its late request has lapsed without a reply", self.name(node))
             if False in came:
                 LOG.warning("%s: a reply came after its deadline and is ignored", self.name(node))
-
-    def set_run(self, run: Any) -> None:
-        self._inner.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        return self._inner.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return self._inner.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._inner.get_node_ids()
-
-    def get_nodes(self) -> Any:
-        return self._inner.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._inner.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._inner.pull_messages(message_ids)
