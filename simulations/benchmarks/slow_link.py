@@ -10,6 +10,7 @@ answer a round with random differences of the networks' size through the real do
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import socket
@@ -100,25 +101,26 @@ class Link:
         self._listener.close()
 
     def _accept(self) -> None:
-        while True:
+        for number in itertools.count():
             try:
                 near, _ = self._listener.accept()
                 far = socket.create_connection(("127.0.0.1", self.port))
             except OSError:  # closed, or the SuperLink is gone
                 return
             for source, target, way in ((near, far, "up"), (far, near, "down")):
-                threading.Thread(target=self._pump, args=(source, target, way), daemon=True).start()
+                threading.Thread(target=self._pump, args=(source, target, way, number), daemon=True).start()
 
-    def _pump(self, source: socket.socket, target: socket.socket, way: str) -> None:
+    def _pump(self, source: socket.socket, target: socket.socket, way: str, number: int) -> None:
         with suppress(OSError):
             while piece := source.recv(PIECE_BYTES):
-                self._pass(len(piece), way)
+                self.passed(piece, way, number)
                 target.sendall(piece)
         with suppress(OSError):
             target.shutdown(socket.SHUT_WR)
 
-    def _pass(self, size: int, way: str) -> None:
+    def passed(self, piece: bytes, way: str, connection: int) -> None:  # noqa: ARG002 (for who listens in)
         """Count a piece, and wait until the link has carried it behind all that came before."""
+        size = len(piece)
         with self._lock:
             setattr(self, way, getattr(self, way) + size)
             if self.bits_per_second is None:

@@ -25,7 +25,7 @@ class Loopback:
     def __init__(self, folder: Path):
         self.folder = folder
         self.running: dict[str, subprocess.Popen] = {}
-        self.link_port, *self.node_ports = free_ports(9)
+        self.link_port, *self.node_ports = free_ports(13)
         self.environment = {
             **os.environ,
             "FLWR_HOME": str(folder / "home"),
@@ -34,8 +34,13 @@ class Loopback:
             "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}",  # a SuperLink starts its helpers by name
         }
         (folder / "home").mkdir()
-        address = f'[superlink.loopback]\naddress = "127.0.0.1:{self.link_port}"\ninsecure = true\n'
-        (folder / "home" / "config.toml").write_text(address)
+        self.connect()
+
+    def connect(self, ca: Path | None = None) -> None:
+        """Say how the operator reaches the SuperLink: with TLS where there is a CA."""
+        how = f'root-certificates = "{ca}"' if ca else "insecure = true"
+        address = f'[superlink.loopback]\naddress = "127.0.0.1:{self.link_port}"\n{how}\n'
+        (self.folder / "home" / "config.toml").write_text(address)
 
     def start(self, name: str, *words: str, cwd: Path | None = None) -> subprocess.Popen:
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -52,11 +57,22 @@ class Loopback:
     def link(self, *more: str) -> None:
         """Start the SuperLink, and wait until it listens."""
         words = ("--insecure", "--port", str(self.link_port), "--disable-runtime-dependency-installation", *more)
-        process = self.start("link", "flower-superlink", *words)
+        self.start_link("flower-superlink", *words)
+
+    def start_link(self, *words: str) -> None:
+        """Start the SuperLink by a command of one's own, and wait until it listens."""
+        process = self.start("link", *words)
         self.until(lambda: listens(self.link_port) or process.poll() is not None, "the SuperLink listens")
 
-    def node(self, number: int, file: Path) -> subprocess.Popen:
-        words = ("--superlink", f"127.0.0.1:{self.link_port}", "--port", str(self.node_ports[number]))
+    def do(self, *words: str) -> None:
+        """Run a command to its end, which must be a good one."""
+        process = self.start(words[0], *words)
+        self.until(lambda: process.poll() is not None, f"{words} ends")
+        assert process.returncode == 0, self.logs()
+
+    def node(self, number: int, file: Path, port: int | None = None) -> subprocess.Popen:
+        """Start a SuperNode; ``port`` of a proxy before the SuperLink, if there is one."""
+        words = ("--superlink", f"127.0.0.1:{port or self.link_port}", "--port", str(self.node_ports[number]))
         return self.start(f"node-{number}", "flower-supernode", "--insecure", *words, "--node-config", f"site='{file}'")
 
     def await_nodes(self, count: int) -> None:
