@@ -70,12 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_verb(verb: str, words: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("fedspact.networks").setLevel(logging.INFO)  # which pretrained tensors arrived, and which not
-    module = importlib.import_module(VERBS[verb][0])
+    args = build_parser(verb).parse_args(words)
+    return int(importlib.import_module(VERBS[verb][0]).run(args))
+
+
+def build_parser(verb: str) -> argparse.ArgumentParser:
+    """What ``fedspact VERB`` understands."""
     about = f"{VERBS[verb][1]}."
     parser = argparse.ArgumentParser(prog=f"fedspact {verb}", description=about[0].upper() + about[1:])
-    module.add_arguments(parser)
+    importlib.import_module(VERBS[verb][0]).add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return int(module.run(parser.parse_args(words)))
+    return parser
 
 
 def _report(error: Exception, debug: bool) -> int:
