@@ -12,14 +12,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,12 +28,11 @@ from flwr.clientapp import ClientApp
 
 from client.egress import Door, introduction, signature
 from server.runs import RunFolder
+from simulations.benchmarks.processes import ROOT, flwr_run, free_ports, resident, superlink, supernode
 from spact_models.exchange import trained_names
 from spact_models.run_config import load_settings
 
-ROOT = Path(__file__).resolve().parents[2]
 PIECE_BYTES = 1 << 14
-PATIENCE_SECONDS = 600.0
 CLASSES = ["jump", "walk"]
 SHIM = """
 from server.app import app as server
@@ -161,20 +157,24 @@ def measure(
     with tempfile.TemporaryDirectory() as made, ExitStack() as stack:
         folder = Path(made)
         chosen["run_dir"] = str(folder / "run")
-        link = stack.enter_context(_superlink(folder, database))
+        port, *own = free_ports(sites + 1)
+        link = stack.enter_context(superlink(folder, port, database))
         paces = [megabits * 1e6 if number == 0 and megabits else None for number in range(sites)]
-        proxies = [stack.enter_context(_closing(Link(link.port, pace))) for pace in paces]
-        for number, proxy in enumerate(proxies, start=1):
-            stack.enter_context(_supernode(folder, number, proxy))
-        watch = stack.enter_context(_resident(link.process.pid))
-        _flwr_run(folder, link.port, chosen)
+        proxies = [stack.enter_context(_closing(Link(port, pace))) for pace in paces]
+        for number, (proxy, own_port) in enumerate(zip(proxies, own, strict=True), start=1):
+            home = folder / f"site-{number}"
+            home.mkdir()
+            config = f"name='{home.name}' folder='{home}'"
+            stack.enter_context(supernode(folder, home.name, proxy.listens_on, own_port, config))
+        seen = stack.enter_context(resident([link.pid]))
+        flwr_run(folder, chosen, _app(folder))
         lines = [line for line in RunFolder.open(folder / "run").history() if line["kind"] == "train"]
         return {
             "megabits": megabits,
             "deadline_seconds": deadline_seconds,
             "rounds": [_round(line) for line in lines],
             "links": [{"up": proxy.up, "down": proxy.down} for proxy in proxies],
-            "superlink_rss_mb": {"before": watch[0], "peak": max(watch)},
+            "superlink_rss_mb": {"before": round(seen["first"], 1), "peak": round(seen["first_peak"], 1)},
         }
 
 
@@ -187,57 +187,6 @@ def _round(line: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _SuperLink:
-    process: subprocess.Popen[bytes]
-    port: int
-
-
-@contextmanager
-def _superlink(folder: Path, database: str) -> Iterator[_SuperLink]:
-    port = _free_port()
-    (folder / "home").mkdir()
-    connection = f'[superlink.loopback]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
-    (folder / "home" / "config.toml").write_text(connection, encoding="utf-8")
-    words = ["flower-superlink", "--insecure", "--port", str(port), "--disable-runtime-dependency-installation"]
-    words += ["--database", database] if database else []
-    with _running(folder, "superlink", words) as process:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline and process.poll() is None:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                break
-            time.sleep(0.2)
-        yield _SuperLink(process, port)
-
-
-@contextmanager
-def _supernode(folder: Path, number: int, link: Link) -> Iterator[subprocess.Popen[bytes]]:
-    home = folder / f"site-{number}"
-    home.mkdir()
-    config = f"name='site-{number}' folder='{home}'"
-    where = ("--superlink", f"127.0.0.1:{link.listens_on}", "--port", str(_free_port()))
-    words = ["flower-supernode", "--insecure", *where, "--node-config", config]
-    with _running(folder, home.name, words) as process:
-        yield process
-
-
-@contextmanager
-def _running(folder: Path, name: str, words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    with (folder / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(
-            [str(Path(sys.executable).parent / words[0]), *words[1:]],
-            cwd=folder, env=_environment(folder), stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-    try:
-        yield process
-    finally:
-        for signal_number in (15, 9):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal_number)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)
-
-
 @contextmanager
 def _closing(link: Link) -> Iterator[Link]:
     try:
@@ -246,30 +195,8 @@ def _closing(link: Link) -> Iterator[Link]:
         link.close()
 
 
-@contextmanager
-def _resident(pid: int) -> Iterator[list[float]]:
-    """MB (2^20) that a process has in memory, read five times a second (Linux; 0 elsewhere)."""
-    status, seen, over = Path(f"/proc/{pid}/status"), [0.0], threading.Event()
-
-    def look() -> None:
-        while not over.is_set():
-            with suppress(OSError, StopIteration):
-                line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
-                seen.append(round(int(line.split()[1]) / 1024, 1))
-            over.wait(0.2)
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        time.sleep(0.5)
-        del seen[0]
-        yield seen
-    finally:
-        over.set()
-        thread.join()
-
-
-def _flwr_run(folder: Path, port: int, chosen: dict[str, Any]) -> None:
+def _app(folder: Path) -> Path:
+    """An app of the real server and of sites that do not train."""
     app = folder / "app"
     app.mkdir()
     (app / "slow_link_app.py").write_text(SHIM, encoding="utf-8")
@@ -281,30 +208,7 @@ def _flwr_run(folder: Path, port: int, chosen: dict[str, Any]) -> None:
     ):
         project = project.replace(ours, theirs)
     (app / "pyproject.toml").write_text(project, encoding="utf-8")
-    overrides = "".join(f"{key} = {json.dumps(value)}\n" for key, value in chosen.items())
-    (folder / "overrides.toml").write_text(overrides, encoding="utf-8")
-    words = ["flwr", "run", str(app), "loopback", "--stream", "--run-config", str(folder / "overrides.toml")]
-    with _running(folder, "flwr-run", words) as process:
-        process.wait(timeout=PATIENCE_SECONDS)
-    if not (folder / "run" / "summary.json").exists():
-        logs = "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(folder.glob("*.log")))
-        raise RuntimeError(f"the federation on 127.0.0.1:{port} did not end well\n{logs}")
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    commands = Path(sys.executable).parent
-    return {
-        **os.environ,
-        "FLWR_HOME": str(folder / "home"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",  # a SuperLink starts its helpers by name
-    }
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    return app
 
 
 def main() -> None:

@@ -70,21 +70,38 @@ class Loopback:
         self.until(lambda: process.poll() is not None, f"{words} ends")
         assert process.returncode == 0, self.logs()
 
-    def node(self, number: int, file: Path, port: int | None = None) -> subprocess.Popen:
-        """Start a SuperNode; ``port`` of a proxy before the SuperLink, if there is one."""
-        words = ("--superlink", f"127.0.0.1:{port or self.link_port}", "--port", str(self.node_ports[number]))
-        return self.start(f"node-{number}", "flower-supernode", "--insecure", *words, "--node-config", f"site='{file}'")
+    def node(
+        self,
+        number: int,
+        file: Path | None = None,
+        port: int | None = None,
+        inside: tuple[str, str] | None = None,
+        config: str = "",
+    ) -> subprocess.Popen:
+        """Start a SuperNode.
+
+        Args:
+            port: of a proxy before the SuperLink, if there is one.
+            inside: a network namespace, and this machine's address as seen from there.
+            config: the node's own configuration, instead of a site file.
+        """
+        namespace, host = inside or ("", "127.0.0.1")
+        words = ["flower-supernode", "--insecure", "--superlink", f"{host}:{port or self.link_port}"]
+        words += ["--port", str(self.node_ports[number]), "--node-config", config or f"site='{file}'"]
+        if namespace:
+            words = ["/usr/bin/env", "ip", "netns", "exec", namespace, str(COMMANDS / words[0]), *words[1:]]
+        return self.start(f"node-{number}", *words)
 
     def await_nodes(self, count: int) -> None:
         """Until so many SuperNodes are known to the SuperLink."""
         activated = re.compile(r"\[Fleet.ActivateNode\] Activated")
         self.until(lambda: len(activated.findall(self.shown("link"))) >= count, f"{count} SuperNodes are activated")
 
-    def begin(self, settings: dict[str, object], name: str = "flwr-run") -> subprocess.Popen:
+    def begin(self, settings: dict[str, object], name: str = "flwr-run", app: Path = ROOT) -> subprocess.Popen:
         """``flwr run`` with these settings, streaming to ``NAME.log``."""
         config = self.folder / f"{name}.toml"
         config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
-        return self.start(name, "flwr", "run", ".", "loopback", "--stream", "--run-config", str(config), cwd=ROOT)
+        return self.start(name, "flwr", "run", ".", "loopback", "--stream", "--run-config", str(config), cwd=app)
 
     def shown(self, name: str = "flwr-run") -> str:
         """What a process has shown, without colours."""

@@ -1,6 +1,13 @@
-"""What happens in the field, with real processes on loopback: a SuperLink that is killed and comes back."""
+"""What happens in the field, with real processes: sites die, hang, join late, hold nothing, lie, are cut off."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
 
 from client.app import make_app
 from server.app import run_federation
@@ -10,6 +17,9 @@ from simulations.inprocess import InProcessGrid
 from simulations.partition import load_rows, partition, write_sites
 from spact_models.checkpoint import load_checkpoint
 from spact_models.run_config import load_settings
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def deal(squares, folder, count):
@@ -64,6 +74,190 @@ def test_a_superlink_that_is_killed_comes_back_and_the_run_is_resumed(loopback, 
         run_federation(
             InProcessGrid(make_app(), [{"site": str(twin_files[0])}], settings.flat()), settings, twin, quiet=True
         )
-    ours, theirs = (load_checkpoint(folder.checkpoints()[2]).tensors for folder in (resumed, twin))
-    apart = sum(float((ours[name] - theirs[name]).double().square().sum()) for name in ours)
-    assert (apart / sum(float(value.double().square().sum()) for value in theirs.values())) ** 0.5 < 1e-4
+    assert distance(resumed, twin, 2) < 1e-4
+
+
+def rounds_of(run, kind="train"):
+    return [line for line in RunFolder.open(run).history() if line["kind"] == kind]
+
+
+def replied(line):
+    return {site["name"] for site in line["sites"]}
+
+
+def left_out(line):
+    return {site["name"]: site["reason"] for site in line["dropped"]}
+
+
+def test_sites_that_die_hang_join_late_or_hold_nothing_readable(loopback, squares, fast, tmp_path):
+    """Two healthy sites are the quorum; everything else happens to the other four, and the run has its result."""
+    here, run = loopback("field"), tmp_path / "run"
+    files = dict(zip(("dies", "hangs", "healthy", "fine", "blind", "late"), deal(squares, tmp_path, 6), strict=True))
+    names = {who: file.parent.name for who, file in files.items()}
+    make_unreadable(files["blind"], tmp_path)
+    here.link()
+    for number, who in enumerate(("dies", "hangs", "healthy", "fine", "blind")):
+        here.node(number, files[who])
+    here.await_nodes(5)
+    process = here.begin({
+        **fast, "rounds.warmup": 2, "rounds.minimax": 3, "rounds.min_sites": 2, "rounds.timeout_seconds": 120.0,
+        "run_dir": str(run),
+    })  # fmt: skip
+    here.until(lambda: works(run, 1, names["dies"]) and here.clientapps("node-0"), "the first site is at work")
+    here.kill("node-0")
+    here.until(lambda: works(run, 2, names["hangs"]) and here.clientapps("node-1"), "the second site is at work")
+    stopped = here.clientapps("node-1")  # its SuperNode goes on saying that it lives
+    for each in stopped:
+        os.kill(each, signal.SIGSTOP)
+    here.node(5, files["late"])
+    here.until(lambda: len(trained(run)) >= 2, "round 2 ends without it")
+    for each in stopped:
+        os.kill(each, signal.SIGCONT)
+    here.until(lambda: process.poll() is not None, "flwr run ends", 900)
+
+    assert (run / "summary.json").exists(), here.logs()
+    lines = rounds_of(run)
+    assert [line["round"] for line in lines] == [1, 2, 3, 4, 5]
+    assert not any(line["void"] for line in lines), here.logs()
+    for line in lines:
+        assert {names["healthy"], names["fine"]} <= replied(line), here.logs()
+        assert names["blind"] not in replied(line)
+        assert names["dies"] not in replied(line)
+    assert "unreadable videos = 2 of 2 (100.0%), at most 5.0% are allowed" in left_out(lines[0])[names["blind"]]
+    assert ".mp4" not in left_out(lines[0])[names["blind"]]  # why, but no file name
+    assert "Node Unavailable" in left_out(lines[0])[names["dies"]]
+    assert "no valid reply within 120 s" in left_out(lines[1])[names["hangs"]]
+    assert any(names["hangs"] in replied(line) for line in lines[2:]), "it is taken in again"
+    assert not any(names["late"] in replied(line) for line in lines[:1])
+    assert any(names["late"] in replied(line) for line in lines[2:]), "who joins late takes part"
+    shown = here.shown()
+    late = f"{names['hangs']}: no reply within 120 s; a later one is ignored"
+    assert late in shown
+    # it had 30 s more to answer in; after that Flower itself forgets the request
+    ignored = f"{names['hangs']}: a reply came after its deadline and is ignored"
+    assert ignored in shown or f"{names['hangs']}: its late request has lapsed without a reply" in shown
+    assert "Traceback" not in shown
+
+
+def make_unreadable(file, folder):
+    """Give a site a manifest of files that are no videos."""
+    broken = folder / "sites" / file.parent.name / "broken"
+    broken.mkdir()
+    manifest = file.parent / "manifest.csv"
+    lines = manifest.read_text().splitlines()
+    column = lines[0].split(",").index("path")
+    for number, line in enumerate(lines[1:], start=1):
+        cells = line.split(",")
+        cells[column] = str(broken / f"{number}.mp4")
+        (broken / f"{number}.mp4").write_bytes(b"this is no video")
+        lines[number] = ",".join(cells)
+    manifest.write_text("\n".join(lines) + "\n")
+
+
+LIES = {  # node by node, what is wrong with the reply of round 1 and of round 2, and the server's words for it
+    "numbers": (("nan", "holds nan"), ("inf", "holds inf")),
+    "arrays": (("odd key", "unexpected privacy.w"), ("shape", "must be (")),
+    "claims": (("negative", "examples.action = -1"), ("absurd", "examples.action = 1000000000000")),
+    "sizes": (("oversize", "must be ("), ("replayed", "a stale reply of round")),
+}
+BUNDLE = ("spact_models/**/*.py", "client/**/*.py", "server/**/*.py")
+
+
+def test_sites_that_lie_are_left_out_one_by_one_and_the_honest_one_decides(loopback, squares, fast, tmp_path):
+    """The honest site runs the real ClientApp; each liar spoils a reply of the real form, in a process of its own."""
+    here, run = loopback("liars"), tmp_path / "run"
+    (file,) = deal(squares, tmp_path, 1)
+    app = tmp_path / "app"
+    shutil.copytree(ROOT / "tests" / "server" / "liars", app)
+    project = (ROOT / "pyproject.toml").read_text().replace('"client.app:app"', '"lying_sites:app"')
+    shipped = ", ".join(f'"{pattern}"' for pattern in BUNDLE)
+    assert shipped in project
+    (app / "pyproject.toml").write_text(project.replace(shipped, '"*.py"'))
+    here.link()
+    here.node(0, file)
+    for number, name in enumerate(LIES, start=1):
+        here.node(number, config=f"name='{name}' lies='{','.join(lie for lie, _ in LIES[name])}'")
+    here.await_nodes(1 + len(LIES))
+    chosen = {
+        **fast, "rounds.minimax": 1, "rounds.min_sites": 1, "rounds.timeout_seconds": 240.0, "run_dir": str(run),
+        "wire.dtype": "float32",
+    }  # fmt: skip
+    process = here.begin(chosen, app=app)
+    here.until(lambda: process.poll() is not None, "flwr run ends", 900)
+    assert (run / "summary.json").exists(), here.logs()
+    lines = rounds_of(run)
+    for position, line in enumerate(lines):
+        assert replied(line) == {"site-1"}, here.logs()
+        reasons = left_out(line)
+        for name, lies in LIES.items():
+            assert lies[position][1] in reasons[name], here.logs()
+    assert "Traceback" not in here.shown()
+
+    twin_file = deal(squares, tmp_path / "twin", 1)[0]  # alone, the honest site comes to the same weights
+    settings = load_settings({**chosen, "run_dir": ""})
+    with RunFolder(tmp_path / "twin" / "run") as twin:
+        grid = InProcessGrid(make_app(), [{"site": str(twin_file)}], settings.flat())
+        run_federation(grid, settings, twin, quiet=True)
+    assert distance(RunFolder.open(run), twin, 2) < 1e-4
+
+
+def distance(ours, theirs, server_round):
+    """Relative L2 over all weights of a round."""
+    a, b = (load_checkpoint(folder.checkpoints()[server_round]).tensors for folder in (ours, theirs))
+    apart = sum(float((a[name] - b[name]).double().square().sum()) for name in a)
+    return (apart / sum(float(value.double().square().sum()) for value in b.values())) ** 0.5
+
+
+SITE, HOST, WIRE = "10.213.7.2", "10.213.7.1", "fedspact"
+
+
+def ip(*words):
+    return subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def namespace():
+    """A network of its own for one site, and the veth pair that joins it to this machine."""
+    if shutil.which("ip") is None or ip("netns", "add", WIRE).returncode != 0:
+        pytest.skip("network namespaces are not to be had here (they need root and iproute2)")
+    steps = (
+        ("link", "add", f"{WIRE}0", "type", "veth", "peer", "name", f"{WIRE}1", "netns", WIRE),
+        ("addr", "add", f"{HOST}/30", "dev", f"{WIRE}0"),
+        ("link", "set", f"{WIRE}0", "up"),
+        ("-n", WIRE, "addr", "add", f"{SITE}/30", "dev", f"{WIRE}1"),
+        ("-n", WIRE, "link", "set", f"{WIRE}1", "up"),
+        ("-n", WIRE, "link", "set", "lo", "up"),
+    )
+    try:
+        for words in steps:
+            if (made := ip(*words)).returncode != 0:
+                pytest.skip(f"network namespaces are not to be had here: {made.stderr}")
+        yield WIRE
+    finally:
+        ip("netns", "delete", WIRE)
+        ip("link", "delete", f"{WIRE}0")
+
+
+def test_a_site_whose_network_is_cut_is_left_out_and_taken_in_again(loopback, squares, fast, tmp_path, namespace):
+    here, run = loopback("cut"), tmp_path / "run"
+    cut, near = deal(squares, tmp_path, 2)
+    here.link("--host", "0.0.0.0")
+    here.node(0, cut, inside=(namespace, HOST))
+    here.node(1, near)
+    here.await_nodes(2)
+    process = here.begin({
+        **fast, "rounds.warmup": 12, "rounds.minimax": 0, "rounds.min_sites": 1, "rounds.timeout_seconds": 60.0,
+        "rounds.evaluate_every": 0, "run_dir": str(run),
+    })  # fmt: skip
+    away = cut.parent.name
+    here.until(lambda: works(run, 1, away) and here.clientapps("node-0"), "the site is at work")
+    assert ip("link", "set", f"{WIRE}0", "down").returncode == 0
+    here.until(lambda: len(trained(run)) >= 1, "round 1 ends without it")
+    assert ip("link", "set", f"{WIRE}0", "up").returncode == 0
+    here.until(lambda: process.poll() is not None, "flwr run ends", 900)
+    assert (run / "summary.json").exists(), here.logs()
+    lines = rounds_of(run)
+    assert len(lines) == 12
+    assert away in left_out(lines[0])
+    assert not any(line["void"] for line in lines)
+    assert any(away in replied(line) for line in lines[1:]), here.logs()

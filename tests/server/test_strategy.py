@@ -1,16 +1,20 @@
 """The federation's rounds over scripted sites that speak the real Message API: no site can end a run alone."""
 
+import contextlib
 import copy
 import gc
 import logging
 import weakref
 from functools import partial
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.app import quiet_flower
 from server.grid import ArrivalGrid
@@ -369,6 +373,65 @@ def test_a_bad_site_is_left_out_with_its_reason_and_changes_nothing(case, caplog
     assert [site.name for site in records[0].sites] == ["a", "b"]
     assert any(reason in drop.reason for drop in records[0].dropped)
     assert reason in caplog.text
+
+
+dtypes = st.sampled_from(["float32", "float16", "int8", "float64", "int32", "bool", "complex64", "U3", "object"])
+odd_numbers = st.one_of(
+    st.integers(-(2**63), 2**64 - 1), st.floats(), st.booleans(), st.text(max_size=5), st.binary(max_size=5),
+    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=3), st.just(10**12),
+)  # fmt: skip
+names = st.sampled_from(["anonymizer.w", "action.head", "privacy.w", "examples.action", "examples.anonymizer"])
+names |= st.text(max_size=70)
+
+
+@st.composite
+def odd_arrays(draw):
+    """An array as a message brings it: any type, any shape, bytes that may be cut short, changed or somebody else's."""
+    shape = draw(st.sampled_from([(3,), (2, 2), (), (0,), (3, 1), (1 << 12,)]))
+    array = Array(np.zeros(shape, draw(dtypes.filter(lambda name: name != "object"))))
+    data = draw(st.one_of(st.just(array.data), st.binary(max_size=300), st.just(array.data[:-1])))
+    dtype = draw(st.just(array.dtype) | dtypes)
+    stype = draw(st.just(array.stype) | st.text(max_size=8))
+    told = draw(st.just(tuple(array.shape)) | st.sampled_from([(3,), (2, 2), (2**40,), (-1,), (1 << 31, 1 << 31)]))
+    return Array(dtype=dtype, shape=told, stype=stype, data=data)
+
+
+@hypothesis.settings(max_examples=60, deadline=None, database=None, phases=[hypothesis.Phase.generate])
+@given(
+    st.dictionaries(names, odd_arrays(), max_size=3),
+    st.dictionaries(names, odd_numbers, max_size=3),
+    st.dictionaries(names, odd_numbers, max_size=3),
+    st.dictionaries(st.sampled_from(["name", "classes"]), odd_numbers, max_size=2),
+)
+def test_whatever_a_site_replies_it_changes_nothing_or_is_a_lawful_update(update, metrics, scales, site):
+    def behave(request, reply):
+        if request.metadata.message_type == "train":
+            reply.content.array_records["update"].update(update)
+            for record, odd in (("metrics", metrics), ("scales", scales), ("site", site)):
+                put_lawfully(reply.content, record, odd)
+        return [reply]
+
+    strategy, (train, *_) = federate([Site("a", 1), Site("odd", 3, behave=behave)])
+    assert not train.void
+    assert sorted([site.name for site in train.sites if site.node == 12] + [drop.node for drop in train.dropped]) in (
+        [12], ["odd"],
+    )  # fmt: skip
+    if train.dropped:
+        alone, _ = federate([Site("a", 1)])
+        assert all(torch.equal(strategy.weights[name], alone.weights[name]) for name in WEIGHTS)
+    for name, value in strategy.weights.items():
+        assert bool(value.isfinite().all())
+        assert value.shape == WEIGHTS[name].shape
+
+
+def put_lawfully(content, record, odd):
+    """Flower's own records already refuse some values; what they take reaches the server."""
+    kind = ConfigRecord if record == "site" else MetricRecord
+    kept = content[record] if record in content else kind()
+    for name, value in odd.items():
+        with contextlib.suppress(TypeError, ValueError):
+            kept[name] = value
+    content[record] = kept
 
 
 def test_a_reply_of_an_earlier_round_sent_again_is_dropped():

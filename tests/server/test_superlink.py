@@ -47,6 +47,7 @@ def distance(ours, theirs) -> float:
     return (apart / sum(float(value.double().square().sum()) for value in theirs.values())) ** 0.5
 
 
+@pytest.mark.slow
 def test_real_processes_train_what_the_in_process_engine_trains(federation, fast, tmp_path):
     """One labelled site and one without labels, so both branches, the teacher and an empty branch cross the wire."""
     patience = {"rounds.min_sites": 2, "rounds.timeout_seconds": float(PATIENCE_SECONDS)}
@@ -95,6 +96,7 @@ def first_arrays(file: Path, run: RunFolder) -> dict[str, list]:
     return json.loads(ledger.read_text().splitlines()[0])["arrays"]
 
 
+@pytest.mark.slow
 def test_a_users_mistake_reaches_the_terminal_as_one_sentence(federation, fast, tmp_path):
     wrong = {**fast, "action.classes": "walk,run", "rounds.min_sites": 2, "run_dir": str(tmp_path / "run")}
     shown = federation.run(wrong)
