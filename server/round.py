@@ -92,8 +92,8 @@ class Round:
             raise RejectedUpdate(f"a reply to {metadata.message_type!r:.40}, asked was {self.kind!r}")
 
     def silent(self) -> list[int]:
-        """The nodes that were asked and have not answered."""
-        return sorted(self.asked.keys() - self.answered)
+        """The nodes that were asked and of which nothing has come, good or bad."""
+        return sorted(self.asked.keys() - self.answered - {drop.node for drop in self.dropped})
 
     def record(self, void: bool, reason: str) -> RoundRecord:
         """What the closed round was."""
