@@ -28,7 +28,7 @@ from flwr.clientapp import ClientApp
 
 from client.egress import Door, introduction, signature
 from server.runs import RunFolder
-from simulations.benchmarks.processes import ROOT, flwr_run, free_ports, resident, superlink, supernode
+from simulations.benchmarks.processes import ROOT, cpu_seconds, flwr_run, free_ports, resident, superlink, supernode
 from spact_models.exchange import trained_names
 from spact_models.run_config import load_settings
 
@@ -144,8 +144,8 @@ def measure(
 
     Returns:
         ``rounds`` (of each: seconds, who replied after how many seconds and with how many bytes, who was dropped and
-        why), ``links`` (bytes that crossed each site's link, up and down, framing and all), ``superlink_rss_mb``
-        before and at its peak.
+        why), ``links`` (bytes that crossed each site's link, up and down, framing and all), ``superlink_cpu_seconds``
+        of the SuperLink's own process over the whole run, ``superlink_rss_mb`` before and at its peak.
     """
     chosen = {
         "rounds.warmup": rounds,
@@ -167,13 +167,16 @@ def measure(
             config = f"name='{home.name}' folder='{home}'"
             stack.enter_context(supernode(folder, home.name, proxy.listens_on, own_port, config))
         seen = stack.enter_context(resident([link.pid]))
+        before = cpu_seconds(link.pid)
         flwr_run(folder, chosen, _app(folder))
+        used = cpu_seconds(link.pid) - before
         lines = [line for line in RunFolder.open(folder / "run").history() if line["kind"] == "train"]
         return {
             "megabits": megabits,
             "deadline_seconds": deadline_seconds,
             "rounds": [_round(line) for line in lines],
             "links": [{"up": proxy.up, "down": proxy.down} for proxy in proxies],
+            "superlink_cpu_seconds": round(used, 2),
             "superlink_rss_mb": {"before": round(seen["first"], 1), "peak": round(seen["first_peak"], 1)},
         }
 

@@ -13,9 +13,11 @@ from client.app import make_app
 from server.app import run_federation
 from server.runs import RunFolder
 from simulations.inprocess import InProcessGrid
+from simulations.laboratory import export_anonymizer
 from simulations.partition import load_rows, partition, write_sites
 from spact_models.checkpoint import load_checkpoint
 from spact_models.run_config import load_settings
+from spact_models.signing import make_key, public_path, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = Path(sys.executable).parent  # flwr and the flower-* commands of this environment
@@ -103,6 +105,34 @@ def test_a_users_mistake_reaches_the_terminal_as_one_sentence(federation, fast, 
     assert "site site-1 has [jump, walk], the federation has [run, walk]: it adds jump" in shown, federation.logs()
     assert "Traceback" not in shown
     assert list((tmp_path / "run").iterdir()) == []  # nothing began: the same run_dir serves the corrected run
+
+
+@pytest.mark.slow
+def test_real_sites_judge_a_release_and_the_server_signs_it(federation, fast, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    settings = load_settings({**fast, "rounds.minimax": 1})
+    nodes = [{"site": str(file)} for file in federation.site_files]
+    run_federation(InProcessGrid(make_app(), nodes, settings.flat()), settings, run, quiet=True)
+    run.close()
+    export_anonymizer(run)
+    key = tmp_path / "owner.key"
+    make_key(key)
+    (tmp_path / "policy.yaml").write_text(
+        "sites: 2\nleakage: 1.0\nutility: 0\nvideos: 1\nraw_leakage: 0.001\npessimistic: false\n"
+    )
+    asked = {
+        **fast, "rounds.minimax": 1, "rounds.timeout_seconds": float(PATIENCE_SECONDS), "task": "release",
+        "run_dir": str(run.path), "release.policy": str(tmp_path / "policy.yaml"), "release.key": str(key),
+    }  # fmt: skip
+    shown = federation.run(asked)
+    assert "released:" in shown, federation.logs()
+    assert verify(run.path / "anonymizer.safetensors", [public_path(key)]).trusted
+    told = json.loads((run.path / "release.json").read_text())
+    assert [site["name"] for site in told["sites"]] == ["site-1", "site-2"]
+    for file in federation.site_files:  # the figures stand in the site's own ledger
+        ledger = file.parent / "state" / run.federation / "ledger.jsonl"
+        last = json.loads(ledger.read_text().splitlines()[-1])
+        assert (last["kind"], last["model_sha256"]) == ("release", told["model"]["sha256"])
 
 
 def test_the_bundle_holds_the_program_and_nothing_else(tmp_path):

@@ -130,3 +130,60 @@ def test_a_deployed_file_answers_as_the_original_and_never_twice_with_the_same_n
     assert not torch.equal(first, Deployed(loud)(clip))
     with pytest.raises(UserError, match="must be multiples of"):
         Deployed(quiet)(torch.rand(1, 3, 5, 16, 17))
+
+
+LENIENT = "sites: 2\nleakage: 1.0\nutility: 0\nvideos: 1\nraw_leakage: 0.001\npessimistic: false\n"
+SMALL_JUDGE = {"judge.steps": 3, "judge.batch": 4, "judge.train_clips": 1, "judge.test_clips": 1}
+
+
+def release_under(policy, run, key, tmp_path, **more):
+    (tmp_path / "policy.yaml").write_text(policy)
+    words = ["release", run, "--policy", tmp_path / "policy.yaml", "--key", key, *sets({**SMALL_JUDGE, **more})]
+    return main([str(word) for word in words])
+
+
+def test_the_sites_judge_and_only_a_pass_is_signed(run, key, tmp_path, capsys, monkeypatch):
+    """From end to end: two sites train fresh attackers on their own videos, the policy decides, the file is used."""
+    model = run / "anonymizer.safetensors"
+    assert release_under(LENIENT, run, key, tmp_path) == 0
+    said = capsys.readouterr().out
+    assert f"released: {model}, signed by key" in said
+    told = json.loads((run / "release.json").read_text())
+    assert told["passed"]
+    assert [site["name"] for site in told["sites"]] == ["site-1", "site-2"]
+    for site in told["sites"]:
+        assert {"action", "retrieval_all"} <= {one["task"] for one in site["questions"]}
+        for one in site["questions"]:
+            assert 0 <= one["raw"] <= 1
+            assert 0 <= one["anonymized"] <= 1
+    card = json.loads(card_path(model).read_text())
+    assert card["release"]["sites"] == told["sites"]
+    assert main(["release", "verify", str(model), "--trust", str(public_path(key))]) == 0
+    monkeypatch.setattr("spact_models.signing.trusted_folder", lambda: tmp_path)
+    assert open_model(run, signed_only=True).sha256 == told["model"]["sha256"]
+
+    capsys.readouterr()
+    assert release_under(LENIENT.replace("leakage: 1.0", "leakage: 0.0", 1).replace("utility: 0", "utility: 1.0"),
+                         run, key, tmp_path) == 1  # fmt: skip
+    said = capsys.readouterr().out
+    assert "not released, nothing is signed:" in said
+    assert "utility" in said
+    assert not signature_path(model).exists()  # the earlier pass is taken back
+    assert verify(model, [public_path(key)]).status == "unsigned"
+    assert not json.loads((run / "release.json").read_text())["passed"]
+
+
+def test_a_site_that_cannot_judge_is_silent_and_too_many_silent_ones_fail_the_gate(run, key, tmp_path, capsys):
+    site = next((run / "sites").glob("*/site.yaml"))
+    site.write_text("name: 3\n")
+    assert release_under(LENIENT, run, key, tmp_path) == 1
+    assert not signature_path(run / "anonymizer.safetensors").exists()
+    assert "1 sites count, sites = 2 are needed" in capsys.readouterr().out
+
+
+def test_under_differential_privacy_the_gate_is_refused(run, key, tmp_path, capsys):
+    settings = json.loads((run / "settings.json").read_text())
+    settings["settings"] |= {"dp.unit": "site", "dp.clip_norm": 1.0, "dp.noise_multiplier": 1.0, "dp.delta": 1e-5}
+    (run / "settings.json").write_text(json.dumps(settings))
+    assert release_under(LENIENT, run, key, tmp_path) == 2
+    assert "dp.unit" in capsys.readouterr().err
