@@ -3,7 +3,8 @@
 Flower cuts a message into objects that are stored by the hash of their content: each array into chunks of 5 MiB and a
 description, each record into a list of hashes. A receiver pulls every object once, so an array that stands in two
 records of one message, as f_T does in the round that also brings the teacher, crosses once. What is left out here is
-the envelope: Flower's metadata of a message, and HTTP's own lines (docs/results.md, "The wire", has the measured difference).
+the envelope: Flower's metadata of a message, and HTTP's own lines (docs/results.md, "The wire": the measured
+difference).
 """
 
 from __future__ import annotations
