@@ -137,6 +137,7 @@ def test_nothing_of_f_b_or_the_optimizers_is_in_a_checkpoint(squares, tmp_path, 
     assert "privacy." not in json.dumps(sorted(checkpoint.tensors))
 
 
+@pytest.mark.slow
 def test_ray_engine_is_the_in_process_engine(squares, tmp_path, fast):
     quick = {**fast, "rounds.minimax": 1, "simulation.sites": 2}
     here = laboratory(squares, tmp_path / "here", quick)
