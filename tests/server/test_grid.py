@@ -143,6 +143,21 @@ def test_what_has_arrived_at_the_deadline_still_counts():
     assert clock.now == 3.0
 
 
+def test_looks_that_take_long_are_made_seldom_and_the_deadline_is_kept():
+    """40 sites whose question takes 0.125 s each: a look of 5 s every 25 s, not one after the other."""
+    inner, grid, clock = office(dict.fromkeys(range(40)))
+    ask = inner.pull_messages
+
+    def slow(names):
+        clock.now += 0.125
+        return ask(names)
+
+    inner.pull_messages = slow
+    assert list(grid.send_and_receive(messages(range(40)), timeout=100.0)) == []
+    assert len(inner.pulled) == 40 * 5  # at 0, 25, 50, 75 and 100 s
+    assert clock.now == 105.0
+
+
 def test_without_a_deadline_it_waits():
     _, grid, clock = office({1: 100.0})
     assert senders(grid.send_and_receive(messages([1]))) == [1]
