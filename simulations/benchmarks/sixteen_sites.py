@@ -23,7 +23,7 @@ import torch
 from client.video.encode import write_video
 from client.video.rows import Row
 from server.runs import RunFolder
-from simulations.benchmarks.processes import flwr_run, free_ports, resident, superlink, supernode
+from simulations.benchmarks.processes import cpu_seconds, flwr_run, free_ports, resident, superlink, supernode
 from simulations.partition import write_sites
 
 VIDEOS_A_SITE = 2
@@ -47,7 +47,8 @@ def measure(sites: int = 16, rounds: int = 2, deadline_seconds: float = 1800.0) 
     Returns:
         ``rounds``: of each the seconds, how many sites replied, the first's and the last's seconds, bytes both ways;
         ``rss_mb``: the resident memory of all processes together at its peak (MB of 2^20; shared pages count for each
-        process that maps them), and the largest of the ServerApp's and the SuperLink's process groups; ``machine``.
+        process that maps them), and the largest of the ServerApp's and the SuperLink's process groups;
+        ``superlink_cpu_seconds`` of the SuperLink's own process over the whole run; ``machine``.
     """
     chosen = {**SMALL, "rounds.warmup": rounds, "rounds.min_sites": sites, "rounds.timeout_seconds": deadline_seconds}
     with tempfile.TemporaryDirectory() as made, ExitStack() as stack:
@@ -60,12 +61,15 @@ def measure(sites: int = 16, rounds: int = 2, deadline_seconds: float = 1800.0) 
                 stack.enter_context(supernode(folder, f"site-{number}", port, own_port, f"site='{file}'")).pid
             )
         seen = stack.enter_context(resident(groups))
+        before = cpu_seconds(groups[0])
         flwr_run(folder, {**chosen, "run_dir": str(folder / "run")})
+        used = cpu_seconds(groups[0]) - before
         lines = [line for line in RunFolder.open(folder / "run").history() if line["kind"] == "train"]
     return {
         "sites": sites,
         "rounds": [_round(line) for line in lines],
         "rss_mb": {"all": round(seen["peak"]), "superlink_and_serverapp": round(seen["first_peak"])},
+        "superlink_cpu_seconds": round(used, 2),
         "machine": {"cores": len(os.sched_getaffinity(0)), "torch": torch.__version__},
     }
 
