@@ -142,7 +142,7 @@ class FedSPAct(Strategy):
         self._round.dropped += self._roster.meet(grid, nodes)
         if self._teacher is None and self._round.phase == "minimax":
             self._teacher = ArrayRecord({name: array for name, array in arrays.items() if name.startswith(ACTION)})
-        known = [node for node in nodes if node in self._roster.cards]
+        known = self._drawn(nodes)
         if self._budget is not None:
             self._budget.check_sites(len(known))
             self._budget.open_round(number)
@@ -244,7 +244,7 @@ class FedSPAct(Strategy):
         self._round = Round("evaluate", number, self._settings.phase(number))
         if not self._is_evaluated(number):
             return []
-        nodes = self._open([node for node in sorted(grid.get_node_ids()) if node in self._roster.cards])
+        nodes = self._open(self._drawn(grid.get_node_ids()))
         request = self._request(config)
         contents = {node: RecordDict({"arrays": arrays, "config": request}) for node in nodes}
         return [self._message(content, node, MessageType.EVALUATE) for node, content in contents.items()]
@@ -277,6 +277,10 @@ class FedSPAct(Strategy):
         return finite_metrics(metrics)
 
     # ---- both
+
+    def _drawn(self, nodes: Iterable[int]) -> list[int]:
+        current, settings = self._round, self._settings
+        return self._roster.draw(nodes, settings.rounds.sites, "sites", settings.seed, current.kind, current.number)
 
     def _open(self, nodes: list[int]) -> list[int]:
         """The round's sites are known: choose its deadline."""

@@ -131,7 +131,8 @@ def readable(rows: list[Row], cache: FrameCache, unreadable_share: float) -> lis
 def steps_of_run(settings: Settings, sites: int) -> int:
     """Batches that all sites together draw in the whole run: the length of the progress bar."""
     game = settings.game.catch_up_steps + settings.rounds.cycles * (1 + settings.game.critic_steps)
-    return sites * (settings.rounds.warmup * settings.warmup.steps + settings.rounds.minimax * game)
+    asked = min(sites, settings.rounds.sites or sites)
+    return asked * (settings.rounds.warmup * settings.warmup.steps + settings.rounds.minimax * game)
 
 
 def export_anonymizer(run: RunFolder) -> Anonymizer:

@@ -160,6 +160,7 @@ class RoundsConfig:
     evaluate_every: int = 0  # sites evaluate the global networks every so many rounds; 0 = after the last one
     timeout_seconds: float = 3600.0  # a site that has not replied by then is left out of the round
     min_sites: int = 1  # valid replies that a round needs; below it the round changes nothing
+    sites: int = 0  # at most so many are asked in a round, drawn anew each time; 0 = all that are connected
     max_void_rounds: int = 3  # so many in a row end the run
     keep_checkpoints: int = 0  # the last k of them; 0 = all
     deadline: str = "fixed"  # of a round: timeout_seconds; adaptive: from the sites' own past rounds, never above it
@@ -171,6 +172,8 @@ class RoundsConfig:
         _at_least(self, 0, "warmup", "minimax", "evaluate_every", "keep_checkpoints", "deadline_least_seconds")
         _at_least(self, 1, "cycles", "min_sites", "max_void_rounds", "deadline_factor")
         _positive(self, "timeout_seconds")
+        enough = self.sites == 0 or self.sites >= self.min_sites
+        require(enough, "sites", self.sites, f"must be 0 (all) or at least rounds.min_sites = {self.min_sites}")
         _one_of("deadline", self.deadline, ("fixed", "adaptive"))
         require(0 < self.deadline_quantile <= 1, "deadline_quantile", self.deadline_quantile, "must be in (0, 1]")
         require(self.warmup + self.minimax >= 1, "minimax", self.minimax, "must be at least 1 when rounds.warmup is 0")

@@ -587,6 +587,27 @@ def test_a_valid_round_between_starts_the_count_anew():
     assert [record.void for record in records if record.kind == "train"] == [True, False] * 3
 
 
+def test_a_round_asks_some_of_the_sites_and_each_has_its_turn():
+    sites = [Site(f"s{number}", number) for number in range(6)]
+    keys = {"rounds__sites": 2, "rounds__min_sites": 2, "rounds__minimax": 12}
+    _, records = federate(sites, **keys)
+    train = [record for record in records if record.kind == "train"]
+    drawn = [frozenset(site.name for site in record.sites) for record in train]
+    assert {len(names) for names in drawn} == {2}
+    assert not any(record.dropped for record in train)  # who is not asked is not left out
+    assert frozenset().union(*drawn) == {site.name for site in sites}
+    assert len(set(drawn)) > 4
+    _, again = federate([Site(f"s{number}", number) for number in reversed(range(6))], **keys)  # other node ids
+    assert [frozenset(site.name for site in record.sites) for record in again if record.kind == "train"] == drawn
+    _, other = federate([Site(f"s{number}", number) for number in range(6)], seed=1, **keys)
+    assert [frozenset(site.name for site in record.sites) for record in other if record.kind == "train"] != drawn
+
+
+def test_fewer_sites_than_the_quorum_cannot_be_asked():
+    with pytest.raises(UserError, match=r"rounds\.sites = 1, must be 0 \(all\) or at least rounds\.min_sites = 2"):
+        load_settings({"rounds.sites": 1, "rounds.min_sites": 2})
+
+
 def test_no_connected_site_is_a_void_round_and_not_a_crash():
     site = Site("a")
     grid = ScriptedGrid([site])
