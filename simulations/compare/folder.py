@@ -23,6 +23,7 @@ from server.runs import PREPARED
 from simulations.compare.plan import CHOICE, Cell, Plan
 from spact_models.checkpoint import write_atomically
 from spact_models.errors import UserError
+from spact_models.run_config import load_settings
 
 PLAN, DATA, VIEWS, RESULT, LOCK = "plan.json", "data.csv", "views.csv", "comparison.json", ".lock"
 CELLS, LOGS, PART = "cells", "logs", ".part"
@@ -61,11 +62,15 @@ class ComparisonFolder:
     def begin(self, plan: Plan) -> None:
         """Write the plan where the folder holds none, or one whose finished cells are of this plan's kind.
 
+        A setting that did not exist yet when the folder was made had its default.
+
         Raises:
             UserError: it holds cells of another kind; the first key that differs is named, with both values.
         """
         wanted = plan.to_json()
         before = (_read_json(self.path / PLAN) or {}).get("plan", wanted)
+        defaults = load_settings({"preset": plan.settings["preset"]}).flat()
+        before = {**{f"settings.{key}": defaults[key] for key in plan.settings}, **before}
         for key in [*wanted, *(key for key in before if key not in wanted)]:
             if key not in CHOICE and wanted.get(key) != before.get(key):
                 raise UserError(

@@ -111,6 +111,18 @@ def test_a_folder_goes_on_with_its_own_plan_and_names_what_differs_in_another(fa
     assert json.loads((tmp_path / "c" / "plan.json").read_text())["plan"]["sites"] == 3
 
 
+def test_a_setting_younger_than_the_folder_had_its_default(fast, tmp_path):
+    folder, plan = ComparisonFolder(tmp_path), make_plan(fast)
+    folder.begin(plan)
+    file = tmp_path / "plan.json"
+    written = json.loads(file.read_text())
+    assert written["plan"].pop("settings.rounds.sites") == 0
+    file.write_text(json.dumps(written))
+    with pytest.raises(UserError, match=r"settings\.rounds\.sites = 0, asked for is 2"):
+        folder.begin(make_plan({**fast, "rounds.sites": 2}))
+    folder.begin(plan)
+
+
 def test_a_folder_takes_further_cells_of_the_same_kind(fast, tmp_path):
     folder = ComparisonFolder(tmp_path / "c")
     further = ({}, {"seeds": (0, 1, 2)}, {"partitions": ("iid", "site")}, {"arms": ("federated",)}, {"baselines": ()})
