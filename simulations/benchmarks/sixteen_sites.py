@@ -46,8 +46,8 @@ def measure(sites: int = 16, rounds: int = 2, deadline_seconds: float = 1800.0) 
 
     Returns:
         ``rounds``: of each the seconds, how many sites replied, the first's and the last's seconds, bytes both ways;
-        ``rss_mb``: the resident memory of all processes together at its peak (MB of 2^20; shared pages count for each
-        process that maps them), and the largest of the ServerApp's and the SuperLink's process groups;
+        ``rss_mb``: the resident memory at its peak (MB of 2^20) of all SuperNodes with their ClientApps and the
+        SuperLink together (shared pages count for each process that maps them), and of the SuperLink's process group;
         ``superlink_cpu_seconds`` of the SuperLink's own process over the whole run; ``machine``.
     """
     chosen = {**SMALL, "rounds.warmup": rounds, "rounds.min_sites": sites, "rounds.timeout_seconds": deadline_seconds}
@@ -68,7 +68,7 @@ def measure(sites: int = 16, rounds: int = 2, deadline_seconds: float = 1800.0) 
     return {
         "sites": sites,
         "rounds": [_round(line) for line in lines],
-        "rss_mb": {"all": round(seen["peak"]), "superlink_and_serverapp": round(seen["first_peak"])},
+        "rss_mb": {"all": round(seen["peak"]), "superlink": round(seen["first_peak"])},
         "superlink_cpu_seconds": round(used, 2),
         "machine": {"cores": len(os.sched_getaffinity(0)), "torch": torch.__version__},
     }
