@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from simulations.benchmarks.processes import free_ports
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = Path(sys.executable).parent  # flwr and the flower-* commands of this environment
 PATIENCE_SECONDS = 420  # many processes import torch one after the other; a busy machine takes its time
@@ -177,12 +179,3 @@ def listens(port: int) -> bool:
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
