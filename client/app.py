@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -17,26 +17,31 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from client.dp import Groups, SiteLedger, clipped, site_key
-from client.egress import Door, Refused, introduction, signature
+from client.egress import Door, Masked, Packed, Refused, introduction, signature
 from client.footage import Footage, declared_classes, open_footage, split_rows
 from client.gate import judge, receive
+from client.masking import LONGEST_GROWTH, SecureSite, Vault
+from client.membership import open_membership
 from client.site import Site, load_site
 from client.state import StateFolder
-from client.training import RoundTask, evaluate, load_buffers, local_round
+from client.training import RoundResult, RoundTask, evaluate, load_buffers, local_round
 from client.video.decode import UnreadableVideo
 from client.video.loader import ClipLoader
 from spact_models.accounting import steps_of
+from spact_models.agreement import BrokenProtocol
 from spact_models.errors import UserError
-from spact_models.exchange import install, shared_parameters, trained_names
+from spact_models.exchange import BRANCHES, difference, install, shared_parameters, trained_names
 from spact_models.gate import FIGURES
 from spact_models.gate import PURPOSE as RELEASE
 from spact_models.networks import Networks, build_networks
+from spact_models.ring import TAUGHT
 from spact_models.run_config import load_settings
 from spact_models.seeds import pick_device, seed_for
 from spact_models.settings import Settings
 
 log = logging.getLogger("fedspact.site")
 SITE_CANNOT = 400  # error code of a reply in which the site says why it cannot, or will not, take part
+ASKED = ("keys", "shares", "confirm", "unmask")  # the short messages of secure aggregation
 SITE_FAILED = 500  # and of one that names no more than the kind of a fault that nobody foresaw
 
 
@@ -66,7 +71,7 @@ def make_app(run_config: Mapping[str, Any] | None = None, site_files: list[str] 
             site.refuse.check_run(settings, _round_of(message))
             settings = site.limits.bounded(settings)
             return Message(handler(site, settings, message), reply_to=message)
-        except (UserError, Refused) as error:
+        except (UserError, Refused, BrokenProtocol) as error:
             log.error("%s", error)
             told = error.told if isinstance(error, OwnFilesFault) else str(error)
             return Message(Error(SITE_CANNOT, told), reply_to=message)
@@ -92,7 +97,7 @@ def make_app(run_config: Mapping[str, Any] | None = None, site_files: list[str] 
 def answer_query(site: Site, settings: Settings, message: Message) -> RecordDict:
     """Who the site is, or what its own judgement of an anonymizer is, by the request's purpose."""
     config = message.content.config_records.get("config", ConfigRecord())
-    answers = {"join": answer_join, RELEASE: answer_release}
+    answers = {"join": answer_join, RELEASE: answer_release, **{f"secure.{stage}": answer_secure for stage in ASKED}}
     purpose = str(config.get("purpose", "join"))
     if purpose not in answers:
         raise UserError(f"purpose = {purpose!r:.40}, this site answers to: {', '.join(answers)}")
@@ -116,6 +121,16 @@ def answer_release(site: Site, settings: Settings, message: Message) -> RecordDi
     return door.judgement(judgement.figures(), received.sha256)
 
 
+def answer_secure(site: Site, settings: Settings, message: Message) -> RecordDict:
+    """One of the four short messages of secure aggregation (client/masking.py)."""
+    config, asked = message.content.config_records["config"], message.content.config_records["secure"]
+    stage = str(config["purpose"]).removeprefix("secure.")
+    states = StateFolder(site.state, str(config["federation"]))
+    answer = getattr(_secure_site(site, settings, states), stage)(asked)
+    door = Door(site.name, states.folder / "ledger.jsonl", frozenset())
+    return door.agreed(stage, answer, int(str(asked["round"])))
+
+
 def answer_join(site: Site, settings: Settings, message: Message) -> RecordDict:  # noqa: ARG001
     """Who the site is: its name, its action names, how many videos it counts on. No file is opened but the manifest."""
     with _own_files():
@@ -136,6 +151,9 @@ def answer_train(site: Site, settings: Settings, message: Message) -> RecordDict
     teacher = message.content.array_records.get("teacher")
     task = RoundTask(server_round, str(config["phase"]), weights, None if teacher is None else _tensors(teacher))
     states = StateFolder(site.state, str(config["federation"]))
+    secure = _secure_site(site, settings, states) if settings.secure.aggregation else None
+    if secure is not None:
+        secure.receive(message.content.config_records.get("secure", ConfigRecord()))
     with _own_files():
         footage = open_footage(site, settings)
         loader = footage.loader(settings, classes, networks.anonymizer.history)
@@ -143,18 +161,42 @@ def answer_train(site: Site, settings: Settings, message: Message) -> RecordDict
         groups = _groups(site, settings, states, loader, task) if settings.dp.unit == "videos" else None
         result = local_round(task, settings, site.name, networks, loader, earlier, groups)
     door = _door(site, settings, networks, states)
-    taught = [name for name in ("anonymizer", "action") if result.metrics[f"examples.{name}"] > 0]
-    leaving = {name for name in door.allowed if name.partition(".")[0] in taught}
-    after = {name: value for name, value in result.weights.items() if name in leaving}
-    if settings.dp.on:  # whom a site's labels let learn is private: both networks are sent, unmoved ones as zeros
-        packed = door.pack(*_private_update(result.weights, weights, door.allowed, settings), {})
-    else:
-        packed = door.pack(after, {name: weights[name] for name in after}, earlier.residual)
+    leaving = _leaving(result, weights, earlier.residual, door, settings, secure)
     with _own_files():
-        states.save(replace(result.state, residual={**earlier.residual, **packed.residual}))
+        states.save(replace(result.state, residual={**earlier.residual, **leaving.residual}))
     told = withheld(result.metrics) if settings.dp.on else {**result.metrics, **_vital_signs(footage)}
-    update = door.update(packed, server_round)
+    update = door.update(leaving, server_round)
     return RecordDict({**update, "metrics": door.metrics(site.refuse.told(_whole(told))), "site": signature(site.name)})
+
+
+def _leaving(
+    result: RoundResult,
+    before: Mapping[str, Tensor],
+    residual: Mapping[str, Tensor],
+    door: Door,
+    settings: Settings,
+    secure: SecureSite | None,
+) -> Packed | Masked:
+    """The round's update as it may leave: plain, private or masked."""
+    taught = [result.metrics[f"examples.{prefix[:-1]}"] > 0 for prefix in BRANCHES]
+    if secure is None and not settings.dp.on:
+        sent = tuple(prefix for prefix, some in zip(BRANCHES, taught, strict=True) if some)
+        names = [name for name in result.weights if name in door.allowed and name.startswith(sent)]
+        return door.pack(_chosen(result.weights, names), _chosen(before, names), residual)
+    # Whom a site's labels let learn shows neither here: both networks are sent, unmoved ones as zeros.
+    moved = difference(_chosen(result.weights, door.allowed), _chosen(before, door.allowed))
+    bound = settings.update_bound if secure is not None or settings.dp.unit == "site" else 0.0
+    if bound:
+        moved = clipped(moved, bound)
+    if secure is None:
+        return door.pack(moved, {name: torch.zeros_like(value) for name, value in moved.items()}, {})
+    counts = torch.tensor([1] * len(BRANCHES) if settings.dp.on else [int(some) for some in taught])
+    vectors = secure.masked(moved, counts, bound * LONGEST_GROWTH if bound else None)
+    return Masked({name: words for name, words in vectors.items() if name != TAUGHT}, vectors[TAUGHT])
+
+
+def _chosen(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if name in names}
 
 
 def answer_evaluate(site: Site, settings: Settings, message: Message) -> RecordDict:
@@ -184,15 +226,12 @@ def withheld(figures: Mapping[str, float]) -> dict[str, float]:
     return {"examples.anonymizer": 1, "examples.action": 1, "teacher_held": figures["teacher_held"]}
 
 
-def _private_update(
-    after: Mapping[str, Tensor], before: Mapping[str, Tensor], names: frozenset[str], settings: Settings
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The whole update as the door takes it, clipped where the site is the unit."""
-    ordered = [name for name in after if name in names]
-    moved = {name: after[name].float() - before[name].float() for name in ordered}
-    if settings.dp.unit == "site":
-        moved = clipped(moved, settings.dp.clip_norm)
-    return moved, {name: torch.zeros_like(value) for name, value in moved.items()}
+def _secure_site(site: Site, settings: Settings, states: StateFolder) -> SecureSite:
+    if not settings.secure.aggregation:
+        raise UserError("secure.aggregation = false in this run: the site takes part in no masked sum")
+    with _own_files():
+        membership = open_membership(site)
+    return SecureSite(membership, Vault(states.folder), settings, states.folder.name, site.refuse.min_sites)
 
 
 def _groups(site: Site, settings: Settings, states: StateFolder, loader: ClipLoader, task: RoundTask) -> Groups:

@@ -10,8 +10,9 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -20,6 +21,7 @@ from torch import Tensor
 from spact_models.exchange import difference
 from spact_models.gate import FIGURES
 from spact_models.quantize import NotRepresentable, narrowed
+from spact_models.ring import TAUGHT, Words
 
 METRICS = (  # every figure that a site tells; a name that is not here does not leave
     "examples",
@@ -55,9 +57,18 @@ def signature(name: str) -> ConfigRecord:
 class Packed:
     """An update that may leave and has not left yet."""
 
-    arrays: dict[str, np.ndarray]  # as on the wire
+    arrays: Mapping[str, np.ndarray]  # as on the wire
     scales: dict[str, float]  # int8: a value is its steps times this; empty otherwise
     residual: dict[str, Tensor]  # int8: what rounding left out, for the site's own state; empty otherwise
+
+
+@dataclass(frozen=True)
+class Masked:
+    """An update of secure aggregation: nobody can read it but in a sum."""
+
+    arrays: Mapping[str, Words]
+    taught: Words  # masked, too: how many sites taught each branch, 0 or 1 of each
+    residual: Mapping[str, Tensor] = field(default_factory=dict)  # nothing is left out of it
 
 
 @dataclass(frozen=True)
@@ -95,22 +106,35 @@ class Door:
         arrays = {name: value.contiguous().numpy() for name, value in narrow.values.items()}
         return Packed(arrays, narrow.scales, narrow.residual)
 
-    def update(self, packed: Packed, server_round: int) -> dict[str, ArrayRecord | MetricRecord]:
-        """The message's records ``update`` and, of int8, ``scales``; entered in the ledger before they are handed over.
+    def update(self, leaving: Packed | Masked, server_round: int) -> dict[str, ArrayRecord | MetricRecord]:
+        """The message's records ``update`` and, of int8, ``scales`` or, of a masked one, ``taught``.
+
+        Entered in the ledger before they are handed over.
 
         Raises:
             Refused: a name off the list.
         """
-        refused = sorted((set(packed.arrays) | set(packed.scales)) - self.allowed)
+        scales = leaving.scales if isinstance(leaving, Packed) else {}
+        refused = sorted((set(leaving.arrays) | set(scales)) - self.allowed)
         if refused:
             raise Refused(f"not on the list of what may leave site {self.site!r}: {', '.join(refused)}")
-        self._enter(packed, server_round)
+        self._enter(leaving, server_round)
         records: dict[str, ArrayRecord | MetricRecord] = {
-            "update": ArrayRecord({name: Array(array) for name, array in packed.arrays.items()})
+            "update": ArrayRecord({name: Array(array) for name, array in leaving.arrays.items()})
         }
-        if packed.scales:
-            records["scales"] = MetricRecord(dict(packed.scales))
+        if isinstance(leaving, Masked):
+            records[TAUGHT] = ArrayRecord({TAUGHT: Array(leaving.taught)})
+        elif leaving.scales:
+            records["scales"] = MetricRecord(dict(leaving.scales))
         return records
+
+    def agreed(self, stage: str, answer: Mapping[str, Any], server_round: int) -> RecordDict:
+        """An answer of secure aggregation on its way out: keys, sealed shares, signatures; never an update."""
+        record = ConfigRecord(dict(answer))
+        content = record.deflate()
+        told = {"kind": f"secure.{stage}", "round": server_round, "bytes": len(content)}
+        self._write({**told, "sha256": hashlib.sha256(content).hexdigest(), "epsilon": None})
+        return RecordDict({"secure": record})
 
     def metrics(self, figures: Mapping[str, float]) -> MetricRecord:
         """Figures on their way out; each must be on the list, and finite (one that is not is left out)."""
@@ -126,16 +150,19 @@ class Door:
         about = ConfigRecord({"name": self.site, "model_sha256": model_sha256})
         return RecordDict({"metrics": told, "site": about})
 
-    def _enter(self, packed: Packed, server_round: int) -> None:
-        arrays = packed.arrays
-        entry = {
+    def _enter(self, leaving: Packed | Masked, server_round: int) -> None:
+        arrays = leaving.arrays
+        entry: dict[str, object] = {
             "round": server_round,
             "bytes": sum(array.nbytes for array in arrays.values()),
             "sha256": digest(arrays.values()),
             "epsilon": None,
             "arrays": {name: [str(array.dtype), *array.shape] for name, array in arrays.items()},
-            **({"scales": packed.scales} if packed.scales else {}),
         }
+        if isinstance(leaving, Masked):
+            entry["masked"] = True
+        elif leaving.scales:
+            entry["scales"] = leaving.scales
         self._write(entry)
 
     @property

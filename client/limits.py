@@ -103,10 +103,10 @@ class Refusals:
         Raises:
             UserError: it does not; the message names the site's rule and the run's value.
         """
-        if self.require_secure_aggregation:
+        if self.require_secure_aggregation and not settings.secure.aggregation:
             raise UserError(
-                "refused: this site demands secure aggregation (refuse.require_secure_aggregation), which this version "
-                "of the site's program cannot give: the server would see its own update"
+                "refused: this site demands secure aggregation (refuse.require_secure_aggregation), the run has "
+                "secure.aggregation = false: the server would see this site's own update"
             )
         noise = settings.dp.noise_multiplier if settings.dp.on else 0.0
         if noise < self.min_noise:

@@ -19,7 +19,7 @@ from spact_models.settings import require
 
 LONGEST_NAME = 100  # the server takes no longer one
 LARGEST_FILE = 64 * 1024  # bytes of a site file; the example has 3,000
-PATHS = ("manifest", "videos", "state", "cache", "views_manifest")
+PATHS = ("manifest", "videos", "state", "cache", "views_manifest", "signing_key", "member_keys")
 NODE_CONFIG_REMEDY = (
     "Start the SuperNode with --node-config \"site='/absolute/path/site.yaml'\" (see client/site.example.yaml)."
 )
@@ -42,6 +42,8 @@ class Site:
     cache_gib: float = 20.0  # the least recently used videos leave the cache above it
     workers: int = 2  # decoding threads
     allow_outside: bool | tuple[Path, ...] = False  # further folders that videos may lie in; True: anywhere
+    signing_key: Path | None = None  # this site's registered key; secure aggregation signs with it
+    member_keys: Path | None = None  # a folder with every site's public key, NAME.pub: whom secure aggregation trusts
     root: Path | None = None  # videos lie in it; the site file's own folder, None: the manifest's
     limits: Limits = field(default_factory=Limits)
     refuse: Refusals = field(default_factory=Refusals)

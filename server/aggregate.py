@@ -262,7 +262,7 @@ def _read_header(name: str, array: Array) -> _Header:
         raise RejectedUpdate(f"{name} is serialised as {array.stype!r}, must be 'numpy.ndarray'")
     length = 10 + int.from_bytes(array.data[8:10], "little")  # numpy writes format 1 up to 64 KiB of header
     try:
-        shape, fortran, dtype, end = _parsed_header(array.data[: min(length, HEADER_BYTES)])
+        shape, fortran, dtype, end = parsed_header(array.data[: min(length, HEADER_BYTES)])
     except Exception as error:  # whatever a stranger's bytes make of the parser, the answer is the same
         raise RejectedUpdate(f"{name} is not a numpy array ({error})") from None
     if dtype.str not in WIRE_DTYPES:
@@ -271,7 +271,7 @@ def _read_header(name: str, array: Array) -> _Header:
 
 
 @lru_cache(maxsize=HEADERS_KEPT)
-def _parsed_header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic], int]:
+def parsed_header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic], int]:
     """Shape, Fortran order, type and length of a ``.npy`` header (never unpickled)."""
     stream = io.BytesIO(start)
     version = np.lib.format.read_magic(stream)

@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     print("  server/                 server.crt and server.key: to the server, beside ca.crt")
     for site in args.sites:
         print(f"  sites/{site}/: {site}.key to the site over a safe way, then delete it here; {site}.key.pub stays")
+    print("  members/                every site's public key: to every site, for secure aggregation (docs/sites.md)")
     print("next: fedspact server start --keys OUT, then fedspact server register CONNECTION OUT/sites/*/*.pub")
     return 0
 
@@ -80,13 +81,21 @@ def make_keys(out: Path, hosts: Sequence[str], sites: Sequence[str], days: int) 
             folder.mkdir(mode=0o700)
         _write(out / "server" / "server.key", _private(server_key), 0o600)
         _write(out / "server" / "server.crt", certificate.public_bytes(Encoding.PEM), 0o644)
+        (out / "members").mkdir(mode=0o700)
         for site in sites:
-            key = ec.generate_private_key(ec.SECP384R1())
-            public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-            _write(out / "sites" / site / f"{site}.key", _private(key, PrivateFormat.OpenSSH), 0o600)
-            _write(out / "sites" / site / f"{site}.key.pub", public + b"\n", 0o644)
+            public = write_pair(out / "sites" / site / f"{site}.key")
+            _write(out / "members" / f"{site}.pub", public, 0o644)
     except OSError as error:
         raise UserError(f"OUT = {str(out)!r}, cannot be written ({error.strerror}); choose another place") from error
+
+
+def write_pair(file: Path) -> bytes:
+    """A new private key in ``file`` and its public half in ``file.pub``; returns the public one's line."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
+    _write(file, _private(key, PrivateFormat.OpenSSH), 0o600)
+    _write(file.with_name(f"{file.name}.pub"), public, 0o644)
+    return public
 
 
 def _make_folder(out: Path) -> None:

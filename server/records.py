@@ -53,6 +53,7 @@ class RoundRecord:
     bytes_up: int = 0  # and of all replies, the dropped ones included
     seconds: float = 0.0
     deadline_seconds: float = 0.0  # how long the round would have waited; 0: not told
+    secure: Mapping[str, object] = field(default_factory=dict)  # of a masked sum: who was in it, what opened it
 
     def to_json(self) -> dict[str, Any]:
         """As plain types. Node ids become text: they have 64 bits, and many JSON readers keep 53."""

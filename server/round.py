@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from flwr.app import Message, Metadata, RecordDict
 
@@ -13,6 +13,9 @@ from server.aggregate import RejectedUpdate
 from server.join import error_text
 from server.records import Dropped, RoundRecord, SiteRecord, weighted_means
 from server.wire import wire_bytes
+
+if TYPE_CHECKING:
+    from server.secure_sum import SecureSum
 
 
 class Observer(Protocol):
@@ -47,6 +50,7 @@ class Round:
     dropped: list[Dropped] = field(default_factory=list)
     answered: set[int] = field(default_factory=set)
     bytes_up: int = 0
+    secure: SecureSum | None = None  # the round's masked sum, where there is one
 
     def node_of(self, reply: Message) -> int:
         """The node that a reply speaks for: its sender, or whom the SuperLink says it can no longer reach."""
@@ -107,8 +111,9 @@ class Round:
             metrics=weighted_means(site.metrics for site in sites),
             sites=sites,
             dropped=tuple(self.dropped),
-            bytes_down=sum(self.asked.values()),
-            bytes_up=self.bytes_up,
+            bytes_down=sum(self.asked.values()) + (self.secure.bytes_down if self.secure else 0),
+            bytes_up=self.bytes_up + (self.secure.bytes_up if self.secure else 0),
+            secure=self.secure.told() if self.secure else {},
             seconds=time.monotonic() - self.started,
             deadline_seconds=self.deadline_seconds,
         )

@@ -1,4 +1,4 @@
-"""The round, in its order: validate -> mean -> server step.
+"""The round, in its order: validate -> mean (or open the masked sum) -> noise -> server step.
 
 A reply is never a reason to end a run. One that is late, stale, doubled, an error, non-finite, of odd names or shapes
 or of absurd weight is left out with its reason, and the round goes on with the others if they are enough. If they are
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +18,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from server.aggregate import RejectedUpdate, StreamingMean, checked_count, claimed_examples, widened
+from server.aggregate import RejectedUpdate, checked_count
 from server.budget import Budget
+from server.collect import Collected, Collector, PlainCollector, SecureCollector
 from server.deadline import Deadlines
 from server.join import TTL_MARGIN_SECONDS, Roster, wait_for_nodes
 from server.records import Dropped, RoundRecord, finite_metrics
-from server.robust import SpooledRule, bounded
 from server.round import Observer, Round
+from server.secure_sum import SecureSum, Void
 from server.step import ServerStep
 from server.wire import wire_bytes
 from spact_models.errors import RunStopped
@@ -82,6 +82,8 @@ class FedSPAct(Strategy):
         self._done = 0  # rounds before Flower's first: those that a resumed run has behind it
         self._trained = 0  # rounds that are not trained again; the last of them may still lack its evaluation
         self._round = Round("train", 0)
+        self._collector: Collector | None = None  # of the open training round; None: it never came to training
+        self._void_reason = ""  # why it did not
 
     def go_on(self, standing: Standing) -> int:
         """Take over where an interrupted run stood (server/resume.py); returns how many rounds :meth:`start` gets."""
@@ -128,7 +130,7 @@ class FedSPAct(Strategy):
             rounds.warmup, rounds.minimax, rounds.min_sites,
         )  # fmt: skip
 
-    # ---- train: validate -> mean -> server step
+    # ---- train: validate -> mean -> noise -> server step
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -146,14 +148,34 @@ class FedSPAct(Strategy):
         if self._budget is not None:
             self._budget.check_sites(len(known))
             self._budget.open_round(number)
-        self._open(known)
+        requests = self._collect(known, grid)
+        self._open(list(requests))
         messages = []
-        for node in known:
-            content = RecordDict({"arrays": arrays, "config": self._request(config)})
+        for node, further in requests.items():
+            content = RecordDict({"arrays": arrays, "config": self._request(config), **further})
             if self._teacher is not None and node not in self._teacher_held:
                 content["teacher"] = self._teacher
             messages.append(self._message(content, node, MessageType.TRAIN))
         return messages
+
+    def _collect(self, nodes: list[int], grid: Grid) -> dict[int, dict[str, ConfigRecord]]:
+        """Who plays the round, and what each needs for it beside the weights; how its replies are taken is fixed."""
+        self._collector, self._void_reason = None, ""
+        if not self._settings.secure.aggregation:
+            self._collector = PlainCollector(self._settings, self._shapes, self._spool, self._roster.name)
+            return {node: {} for node in nodes}
+        current = self._round
+        secure = SecureSum(
+            self._settings, self._roster.federation, current.number, self._shapes, self._roster.name, self._drop
+        )
+        current.secure = secure
+        try:
+            nodes = secure.begin(grid, nodes)
+        except Void as void:
+            self._void_reason = str(void)
+            return {}
+        self._collector = SecureCollector(self._settings, secure, grid)
+        return {node: {"secure": secure.request(node)} for node in nodes}
 
     def aggregate_train(
         self,
@@ -167,61 +189,32 @@ class FedSPAct(Strategy):
         """
         if self._round.number <= self._trained:
             return None, None
-        updates = self._collector()
         for reply in replies:
-            self._take(reply, partial(self._add_update, updates))
+            if self._collector is not None:
+                self._take(reply, self._collector.add)
             del reply  # the next one must not be loaded while this one is alive
-        needed = self._settings.rounds.min_sites
-        void = len(self._round.sites) < needed
-        reason = f"{len(self._round.sites)} valid replies, {needed} needed" if void else ""
-        if not void:
-            mean = updates.mean()
-            reason = "; ".join(updates.unmoved) if isinstance(updates, SpooledRule) else ""
-            void = not mean  # a robust rule had too few updates of either branch
-            if mean and self._budget is not None:
-                mean = self._budget.release(self._round.number, mean, len(self._round.sites))
-            if mean:
-                self._step.apply(mean)
-            del mean
-        if isinstance(updates, SpooledRule):
-            self._tell_chosen(updates)
-            updates.close()
-        del updates  # one model less in memory while the new weights are packed
-        record = self._finish(void, reason)
+        collected, self._collector = self._collected(), None
+        mean = collected.mean
+        if mean and self._budget is not None:
+            mean = self._budget.release(self._round.number, mean, collected.sites)
+        void = not mean
+        if mean:
+            self._step.apply(mean)  # which consumes it
+        collected.mean = {}
+        del mean  # one model less in memory while the new weights are packed
+        record = self._finish(void, collected.reason)
         self._count_void(record)
         return (None if void else self.initial_arrays()), _metric_record(record)
 
-    def _tell_chosen(self, updates: SpooledRule) -> None:
-        names = [site.name for site in self._round.sites.values()]  # in order of arrival, as the updates
-        for prefix, chosen in updates.chosen.items():
-            rule, taken = self._settings.strategy.aggregation, ", ".join(names[number] for number in chosen)
-            LOG.info("train round %d: %s takes %s from %s", self._round.number, rule, prefix[:-1], taken)
-
-    def _collector(self) -> StreamingMean | SpooledRule:
-        strategy = self._settings.strategy
-        if strategy.aggregation == "mean":
-            return StreamingMean(self._shapes, strategy.max_examples, strategy.weighting)
-        return SpooledRule(self._shapes, strategy, self._spool)
-
-    def _add_update(self, updates: StreamingMean | SpooledRule, content: RecordDict, node: int) -> dict[str, float]:
-        update, metrics = content.array_records.get("update"), content.metric_records.get("metrics")
-        if update is None or metrics is None:
-            raise RejectedUpdate("the reply lacks the record 'update' or 'metrics'")
-        if self._settings.dp.on and set(claimed_examples(metrics).values()) != {1}:
-            raise RejectedUpdate("with dp.unit on, every site sends both f_A and f_T and weighs 1")
-        told, scales = finite_metrics(metrics), content.metric_records.get("scales", MetricRecord())
-        bound = self._settings.update_bound
-        if bound == 0:
-            updates.add(update, claimed_examples(metrics), scales)
-            return told
-        short, norm = bounded(widened(update, scales), self._shapes, bound)
-        updates.add(short, claimed_examples(metrics))
-        if self._settings.dp.on:
-            return told  # the norm itself is private
-        if norm > bound:
-            site = self._roster.name(node)
-            LOG.warning("site %s: its update is %.3g long, scaled down to %g", site, norm, bound)
-        return {**told, "norm.update": norm}
+    def _collected(self) -> Collected:
+        """What the replies come to; nothing where they are too few."""
+        if self._collector is None:
+            return Collected({}, 0, self._void_reason)
+        count, needed = len(self._round.sites), self._settings.rounds.min_sites
+        if count < needed:
+            self._collector.discard()
+            return Collected({}, count, f"{count} valid replies, {needed} needed")
+        return self._collector.close()
 
     def _count_void(self, record: RoundRecord) -> None:
         self._void_rounds = self._void_rounds + 1 if record.void else 0

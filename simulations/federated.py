@@ -84,7 +84,7 @@ def deal_out(
     config = settings.simulation
     shares = partition(rows, config, settings.seed)
     dealt = None if views is None else deal_views(views, config.sites, settings.seed)
-    return write_sites(folder / "sites", shares, config.unlabelled_sites, cache, dealt)
+    return write_sites(folder / "sites", shares, config.unlabelled_sites, cache, dealt, settings.secure.aggregation)
 
 
 def _in_process(settings: Settings, site_files: Sequence[Path], run: RunFolder) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from client.video.rows import Row, class_names, hold_out, read_rows, write_rows
+from server.keys import write_pair
 from spact_models.errors import UserError
 from spact_models.seeds import seed_for
 from spact_models.settings import SimulationConfig
@@ -82,11 +83,13 @@ def write_sites(
     unlabelled_sites: int,
     cache: Path,
     views: Sequence[Sequence[Row]] | None = None,
+    keys: bool = False,
 ) -> list[Path]:
     """Write ``site-1/site.yaml`` and its manifest for each share; the last ``unlabelled_sites`` lose their labels.
 
     All simulated sites share one decode cache: a video is decoded once, whoever holds its row. ``views`` are each
-    site's rows for f_B where they are another source than the clips.
+    site's rows for f_B where they are another source than the clips. With ``keys`` each site gets a key pair and
+    everybody's public keys, which secure aggregation needs.
 
     Returns:
         The site files, in order.
@@ -107,6 +110,10 @@ def write_sites(
         if views is not None:
             write_rows(views[number - 1], home / "views.csv")
             content["views_manifest"] = "views.csv"
+        if keys:
+            (folder / "members").mkdir(exist_ok=True)
+            (folder / "members" / f"site-{number}.pub").write_bytes(write_pair(home / "site.key"))
+            content["signing_key"], content["member_keys"] = "site.key", "../members"
         file = home / "site.yaml"
         file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         files.append(file.resolve())

@@ -17,6 +17,7 @@ from typing import Any
 from spact_models.dp_settings import DpConfig, check_dp
 from spact_models.errors import UserError
 from spact_models.presets import PRESETS
+from spact_models.secure_settings import SecureConfig, check_secure
 
 Scalar = bool | int | float | str
 PRESET: Any = "preset"  # typed Any so that a field keeps the type of its resolved value
@@ -358,6 +359,7 @@ class Settings:
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     wire: WireConfig = field(default_factory=WireConfig)
     dp: DpConfig = field(default_factory=DpConfig)
+    secure: SecureConfig = field(default_factory=SecureConfig)
     action: ActionConfig = field(default_factory=ActionConfig)
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -391,6 +393,7 @@ class Settings:
                 "decides by itself what to compute again. Switch one of the two off."
             )
         check_dp(self)
+        check_secure(self)
         if self.views.source == "image" and self.networks.anonymizer == "motion":
             raise UserError(
                 "views.source = 'image', cannot serve networks.anonymizer = 'motion': two crops of one picture hold no "
@@ -411,6 +414,11 @@ class Settings:
         if self.dp.unit == "site":
             return self.dp.clip_norm
         return self.strategy.norm_bound
+
+    @property
+    def coordinate_bound(self) -> float:
+        """What secure aggregation clips a coordinate to; no coordinate is longer than the whole update."""
+        return self.update_bound or self.secure.value_bound
 
     @property
     def total_rounds(self) -> int:

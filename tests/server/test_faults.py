@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import yaml
 
 from client.app import make_app
 from server.app import run_federation
@@ -270,3 +271,34 @@ def test_a_site_whose_network_is_cut_is_left_out_and_taken_in_again(loopback, sq
     assert away in left_out(lines[0])
     assert not any(line["void"] for line in lines)
     assert any(away in replied(line) for line in lines[1:]), here.logs()
+
+
+def test_a_masked_sum_survives_a_site_that_dies(loopback, squares, fast, tmp_path):
+    """Four real sites deal their shares, one is killed at its work: the others' sum is opened with its shares."""
+    here, run = loopback("masked"), tmp_path / "run"
+    config = load_settings({"simulation.sites": 4}).simulation
+    shares = partition(load_rows(squares, config, 0), config, 0)
+    files = write_sites(tmp_path / "sites", shares, 0, tmp_path / "cache", keys=True)
+    veto = yaml.safe_load(files[1].read_text()) | {"refuse": {"require_secure_aggregation": True, "min_sites": 3}}
+    files[1].write_text(yaml.safe_dump(veto))
+    here.link()
+    for number, file in enumerate(files):
+        here.node(number, file)
+    here.await_nodes(4)
+    chosen = {
+        **fast, "rounds.minimax": 0, "rounds.min_sites": 3, "rounds.timeout_seconds": 120.0, "run_dir": str(run),
+        "strategy.weighting": "equal", "secure.aggregation": True, "wire.dtype": "float32",
+    }  # fmt: skip
+    process = here.begin(chosen)
+    here.until(lambda: works(run, 1, "site-4") and here.clientapps("node-3"), "the fourth site is at work")
+    here.kill("node-3")
+    here.until(lambda: process.poll() is not None, "flwr run ends")
+
+    (first,) = rounds_of(run)
+    assert not first["void"], here.logs()
+    assert (first["secure"]["members"], first["secure"]["summed"], first["secure"]["lost"]) == (4, 3, ["site-4"])
+    settings = load_settings({**chosen, "run_dir": "", "secure.aggregation": False})
+    nodes = [{"site": str(file)} for file in write_sites(tmp_path / "twin", shares[:3], 0, tmp_path / "cache")]
+    with RunFolder(tmp_path / "twin" / "run") as twin:
+        run_federation(InProcessGrid(make_app(), nodes, settings.flat()), settings, twin, quiet=True)
+    assert distance(RunFolder.open(run), twin, 1) < 1e-4

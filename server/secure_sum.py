@@ -1,0 +1,422 @@
+"""The server's half of secure aggregation: it passes keys and shares on, adds masked updates, and opens their sum.
+
+What it learns of one site is a vector that is uniform for whoever does not know the masks. Sites that are lost after
+they have dealt their shares are made up for by the others' shares, as long as enough are left; below that the round is
+void and nothing was opened. A share that is not the one that was dealt is found out by its digest and left out by name.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from server.aggregate import HEADER_BYTES, RejectedUpdate, check_names, parsed_header
+from server.join import TTL_MARGIN_SECONDS, error_text
+from server.records import Dropped
+from server.wire import wire_bytes
+from spact_models import agreement
+from spact_models.agreement import BrokenProtocol, Member, Session
+from spact_models.exchange import BRANCHES
+from spact_models.ring import TAUGHT, FixedPoint, Words, mask
+from spact_models.settings import Settings
+
+LOG = logging.getLogger("fedspact.server")
+PURPOSE = "secure."  # of the queries: secure.keys, secure.shares, secure.confirm, secure.unmask
+WORD_DTYPE = "<u4"
+
+
+class Void(Exception):
+    """The sum cannot be opened, or says nothing; the message is the round's reason."""
+
+
+@dataclass
+class Dealt:
+    """What a site has handed over for the others to keep, and by what it will be known again."""
+
+    sealed: dict[str, bytes] = field(default_factory=dict)  # by receiver
+    digests: dict[str, dict[str, bytes]] = field(default_factory=dict)  # kind -> holder -> digest
+    commitment: bytes = b""
+
+
+class SecureSum:
+    """One round's sum.
+
+    Args:
+        settings: the run's.
+        federation: the run's id.
+        server_round: its number.
+        shapes: every name of an update, with its shape.
+        name: of a node's site.
+        drop: told of each site that is lost on the way, with the reason.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        federation: str,
+        server_round: int,
+        shapes: Mapping[str, tuple[int, ...]],
+        name: Callable[[int], str],
+        drop: Callable[[Dropped], None],
+    ) -> None:
+        self._settings = settings
+        self._shapes = dict(shapes)
+        self._name = name
+        self._drop = drop
+        nonce = os.urandom(agreement.SESSION_BYTES)
+        self.session = Session.of(settings.secure, federation, server_round, nonce, settings.coordinate_bound)
+        self.members: list[Member] = []
+        self.present: list[str] = []  # those who have dealt their shares
+        self.summed: list[str] = []  # those whose masked updates are in the sum
+        self.bytes_up = 0  # of the four short messages; the masked updates are counted with the round's replies
+        self.bytes_down = 0
+        self._nodes: dict[str, int] = {}
+        self._dealt: dict[str, Dealt] = {}
+        self._sum: dict[str, Words] = {}
+
+    @property
+    def least(self) -> int:
+        """So many sites must be left at every stage."""
+        return max(self._settings.rounds.min_sites, agreement.needed(self.session.threshold, len(self.members)))
+
+    def begin(self, grid: Grid, nodes: Iterable[int]) -> list[int]:
+        """The first two messages: keys, then shares. Returns the nodes that are to play the round.
+
+        A site whose keys most of the others do not trust is left out, and everything begins again without it.
+
+        Raises:
+            Void: too few sites have come so far; nobody has trained for it.
+        """
+        asked = list(nodes)
+        while True:
+            self._exchange_keys(grid, asked)
+            untrusted = self._exchange_shares(grid)
+            if not untrusted:
+                break
+            for name, reason in untrusted.items():
+                self._lose(self._nodes[name], f"secure aggregation: most sites do not trust its keys: {reason}")
+            asked = [node for node in asked if self._name(node) not in untrusted]
+        self._demand(len(self.present), "have dealt their shares")
+        return [self._nodes[name] for name in self.present]
+
+    def _exchange_keys(self, grid: Grid, nodes: Sequence[int]) -> None:
+        self.session = replace(self.session, nonce=os.urandom(agreement.SESSION_BYTES))
+        self.members, self._nodes, self._dealt = [], {}, {}
+
+        def use(node: int, answer: ConfigRecord) -> None:
+            self.members.append(_member(self._name(node), answer))
+            self._nodes[self._name(node)] = node
+
+        self._ask(grid, "keys", {node: {} for node in nodes}, use)
+        self.members.sort(key=lambda member: member.name)
+        self._demand(len(self.members), "have sent their keys")
+
+    def _exchange_shares(self, grid: Grid) -> dict[str, str]:
+        """Returns the members that more than half of the others call untrustworthy, with a reason each."""
+        roster = {
+            "names": [member.name for member in self.members],
+            "cipher_keys": [member.cipher_key for member in self.members],
+            "mask_keys": [member.mask_key for member in self.members],
+            "signatures": [member.signature for member in self.members],
+        }
+        complaints: dict[int, dict[str, str]] = {}  # of a node: whom it does not trust, and why
+
+        def use(node: int, answer: ConfigRecord) -> None:
+            if "untrusted" in answer:
+                complaints[node] = _told_reasons(answer, self._nodes)
+            else:
+                self._dealt[self._name(node)] = self._read_dealt(self._name(node), answer)
+
+        self._ask(grid, "shares", dict.fromkeys(self._nodes.values(), roster), use)
+        self.present = sorted(self._dealt)
+        blamed: dict[str, list[str]] = {}
+        for told in complaints.values():
+            for name, reason in told.items():
+                blamed.setdefault(name, []).append(reason)
+        untrusted = {name: why[0] for name, why in blamed.items() if 2 * len(why) > len(self.members) - 1}
+        if not untrusted:  # who trusts too few of the others stays out itself
+            for node, told in complaints.items():
+                whom = "; ".join(f"{name}: {reason}" for name, reason in told.items())
+                self._lose(node, f"secure aggregation, shares: it does not trust {whom}")
+        return untrusted
+
+    def request(self, node: int) -> ConfigRecord:
+        """What a node needs to mask its update: who is there, and its neighbours' shares for it."""
+        name = self._name(node)
+        senders = [other for other in self._near(name) if other in self._dealt]
+        return ConfigRecord(
+            {
+                "nonce": self.session.nonce,
+                "round": self.session.server_round,
+                "present": list(self.present),
+                "senders": senders,
+                "sealed": [self._dealt[sender].sealed[name] for sender in senders],
+            }
+        )
+
+    def add(self, arrays: Mapping[str, Array], taught: Mapping[str, Array], node: int) -> None:
+        """Add one masked update, in place.
+
+        Raises:
+            RejectedUpdate: it is not of the run's names and shapes, or comes twice; nothing has been added.
+        """
+        name = self._name(node)
+        if name not in self._dealt or name in self.summed:
+            raise RejectedUpdate("a masked update of a site that is not in this sum, or is in it already")
+        check_names(arrays, list(self._shapes))
+        check_names(taught, [TAUGHT])
+        shapes = {**self._shapes, TAUGHT: (len(BRANCHES),)}
+        words = {key: read_words(key, {**arrays, **taught}[key], shape) for key, shape in shapes.items()}
+        for key, value in words.items():
+            if key in self._sum:
+                self._sum[key] += value
+            else:
+                self._sum[key] = value.copy()
+        self.summed.append(name)
+
+    def open(self, grid: Grid) -> tuple[dict[str, Tensor], int]:
+        """The last two messages: the sites confirm who is in the sum, and give the shares that open it.
+
+        Returns:
+            The mean by name, float32, each branch's over the sites that taught it, and how many sites are in the sum.
+
+        Raises:
+            Void: too few answers, or a sum that cannot be one.
+        """
+        self._demand(len(self.summed), "have sent their masked updates")
+        summed = sorted(self.summed)
+        nodes = {node: {"summed": summed} for node in (self._nodes[name] for name in summed)}
+        signatures: dict[str, bytes] = {}
+        keys: dict[str, dict[str, bytes]] = {}  # owner -> holder -> share
+        seeds: dict[str, dict[str, bytes]] = {}
+
+        def confirmed(node: int, answer: ConfigRecord) -> None:
+            signatures[self._name(node)] = _blob(answer, "signature", None)
+
+        self._ask(grid, "confirm", nodes, confirmed)
+        self._demand(len(signatures), "have confirmed who is in the sum")
+        signed = {"signers": sorted(signatures), "signatures": [signatures[name] for name in sorted(signatures)]}
+        holders = {self._nodes[name]: signed for name in signatures}
+        self._ask(grid, "unmask", holders, lambda node, answer: self._collect(self._name(node), answer, keys, seeds))
+        self._unmask(seeds, keys)
+        return self._mean(), len(summed)
+
+    def told(self) -> dict[str, object]:
+        """For the round's record."""
+        lost = sorted(set(self.present) - set(self.summed))
+        return {
+            "members": len(self.members),
+            "summed": len(self.summed),
+            "lost": lost,  # after they had dealt their shares
+            "needed": self.least,
+            "neighbours": self.session.neighbours or max(0, len(self.members) - 1),
+            "bytes": self.bytes_up + self.bytes_down,  # of the four short messages
+        }
+
+    # ---- the stages' parts
+
+    def _ask(
+        self,
+        grid: Grid,
+        stage: str,
+        contents: Mapping[int, Mapping[str, Any]],
+        use: Callable[[int, ConfigRecord], None],
+    ) -> None:
+        """Ask nodes; ``use`` gets each answer as it comes. Of bad and missing ones is told, and the rest goes on."""
+        head = ConfigRecord({"purpose": PURPOSE + stage, "federation": self.session.federation})
+        about: dict[str, Any] = {"nonce": self.session.nonce, "round": self.session.server_round}
+        seconds = self._settings.secure.stage_seconds
+        messages = []
+        for node, content in contents.items():
+            record = RecordDict({"config": head, "secure": ConfigRecord({**about, **content})})
+            self.bytes_down += wire_bytes(record)
+            ttl = seconds + TTL_MARGIN_SECONDS
+            messages.append(Message(record, node, MessageType.QUERY, ttl=ttl, group_id=str(self.session.server_round)))
+        waiting = set(contents)
+        for reply in grid.send_and_receive(messages, timeout=seconds):
+            node = reply.metadata.src_node_id
+            if node not in waiting:
+                continue
+            waiting.discard(node)
+            try:
+                if reply.has_error():
+                    raise BrokenProtocol(error_text(reply))
+                self.bytes_up += wire_bytes(reply.content)
+                answer = reply.content.config_records.get("secure")
+                if answer is None:
+                    raise BrokenProtocol("the reply lacks the record 'secure'")
+                use(node, answer)
+            except BrokenProtocol as fault:
+                self._lose(node, f"secure aggregation, {stage}: {fault}")
+        for node in sorted(waiting):
+            self._lose(node, f"secure aggregation, {stage}: no answer within {seconds:g} s", late=True)
+
+    def _lose(self, node: int, reason: str, late: bool = False) -> None:
+        self._drop(Dropped(node, self._name(node), reason, late=late))
+
+    def _demand(self, count: int, what: str) -> None:
+        if count < self.least:
+            raise Void(f"secure aggregation: {count} sites {what}, {self.least} needed")
+
+    def _near(self, name: str) -> list[str]:
+        names = [member.name for member in self.members]
+        digest = agreement.roster_digest(self.session, self.members)
+        return agreement.neighbours_of(name, names, self.session.neighbours, digest)
+
+    def _holders(self, name: str) -> list[str]:
+        return sorted([*self._near(name), name])
+
+    def _read_dealt(self, name: str, answer: ConfigRecord) -> Dealt:
+        near, holders = self._near(name), self._holders(name)
+        sealed = _blobs(answer, "sealed", len(near))
+        digests = {kind: _blobs(answer, f"{kind}_digests", len(holders)) for kind in ("key", "seed")}
+        if answer.get("holders") != near:
+            raise BrokenProtocol("shares dealt to others than its neighbours")
+        return Dealt(
+            dict(zip(near, sealed, strict=True)),
+            {kind: dict(zip(holders, values, strict=True)) for kind, values in digests.items()},
+            _blob(answer, "commitment", agreement.KEY_BYTES),
+        )
+
+    def _collect(
+        self,
+        holder: str,
+        answer: ConfigRecord,
+        keys: dict[str, dict[str, bytes]],
+        seeds: dict[str, dict[str, bytes]],
+    ) -> None:
+        """One site's shares, each held against the digest that its owner gave."""
+        for kind, kept in (("key", keys), ("seed", seeds)):
+            owners = answer.get(f"{kind}_owners")
+            if not isinstance(owners, list):
+                raise BrokenProtocol(f"{kind}_owners: must be a list of names")
+            for owner, share in zip(owners, _blobs(answer, f"{kind}_shares", len(owners)), strict=True):
+                dealt = self._dealt.get(str(owner))
+                expected = None if dealt is None else dealt.digests[kind].get(holder)
+                found = agreement.share_digest(self.session, kind, str(owner), holder, share)
+                if expected is None or not agreement.same(found, expected):
+                    LOG.warning("site %s: its share of %s's %s is not the one that was dealt", holder, owner, kind)
+                    continue
+                kept.setdefault(str(owner), {})[holder] = share
+
+    def _unmask(self, seeds: Mapping[str, Mapping[str, bytes]], keys: Mapping[str, Mapping[str, bytes]]) -> None:
+        """Take every mask out of the sum that does not cancel."""
+        members = {member.name: member for member in self.members}
+        secrets = {name: self._secret(name, "seed", seeds.get(name, {})) for name in self.summed}
+        lost = [name for name in self.present if name not in self.summed and self._near_summed(name)]
+        private = {name: self._secret(name, "key", keys.get(name, {})) for name in lost}
+        for name, seed in secrets.items():
+            if not agreement.same(agreement.commitment(seed, self.session), self._dealt[name].commitment):
+                raise Void(f"secure aggregation: the shares that {name} dealt do not give the seed it committed to")
+            mask(self._sum, agreement.self_mask_key(seed, self.session), -1)
+        for name, key in private.items():
+            if agreement.public_key(key) != members[name].mask_key:
+                raise Void(f"secure aggregation: the shares that {name} dealt do not give the key it announced")
+            for other in self._near_summed(name):  # `other` has added this mask, or taken it away, for nobody
+                pair = agreement.mask_key(key, members[other].mask_key, self.session, (name, other))
+                mask(self._sum, pair, -1 if other < name else 1)
+
+    def _near_summed(self, name: str) -> list[str]:
+        return [other for other in self._near(name) if other in self.summed]
+
+    def _secret(self, owner: str, kind: str, shares: Mapping[str, bytes]) -> bytes:
+        holders = self._holders(owner)
+        threshold = agreement.needed(self.session.threshold, len(holders))
+        if len(shares) < threshold:
+            raise Void(f"secure aggregation: {len(shares)} shares of {owner}'s {kind}, {threshold} needed")
+        chosen = dict(sorted(shares.items())[:threshold])
+        return agreement.combine(chosen, holders)
+
+    def _mean(self) -> dict[str, Tensor]:
+        """The sum as numbers, and each branch's divided by how many taught it."""
+        grid, count = FixedPoint(self.session.bound, len(self.members)), len(self.summed)
+        taught = dict(zip(BRANCHES, (int(value) for value in self._sum.pop(TAUGHT)), strict=True))
+        odd = [f"{prefix[:-1]} {value}" for prefix, value in taught.items() if value > count]
+        odd += [name for name, words in self._sum.items() if not odd and not grid.possible(words, count)]
+        if odd:
+            raise Void(
+                f"secure aggregation: what was opened is no sum of {count} updates ({odd[0]}): a site has sent what no "
+                "update can be. Nobody can tell which one"
+            )
+        out = {}
+        for name in list(self._sum):
+            prefix = next(prefix for prefix in BRANCHES if name.startswith(prefix))
+            words = self._sum.pop(name)
+            if taught[prefix]:
+                out[name] = (grid.decoded(words) / taught[prefix]).to(torch.float32)
+        return out
+
+
+def read_words(name: str, array: Array, shape: tuple[int, ...]) -> Words:
+    """A masked array on the message's own bytes.
+
+    Raises:
+        RejectedUpdate: not a plain array of 32-bit words of the expected shape.
+    """
+    if array.stype != "numpy.ndarray":
+        raise RejectedUpdate(f"{name} is serialised as {array.stype!r:.40}, must be 'numpy.ndarray'")
+    length = 10 + int.from_bytes(array.data[8:10], "little")
+    try:
+        found, fortran, dtype, start = parsed_header(array.data[: min(length, HEADER_BYTES)])
+    except Exception as error:  # whatever a stranger's bytes make of the parser, the answer is the same
+        raise RejectedUpdate(f"{name} is not a numpy array ({error})") from None
+    if dtype.str != WORD_DTYPE or found != shape or (fortran and len(shape) > 1):
+        raise RejectedUpdate(f"{name} is {dtype} of shape {found}, must be masked: 32-bit words of shape {shape}")
+    count = math.prod(shape)
+    if len(array.data) != start + 4 * count:
+        raise RejectedUpdate(f"{name} has {len(array.data) - start} bytes, must be {4 * count}")
+    return np.frombuffer(array.data, WORD_DTYPE, count, start).reshape(shape)
+
+
+def masked_records(content: RecordDict) -> tuple[ArrayRecord, ArrayRecord]:
+    """A reply's masked update and counts.
+
+    Raises:
+        RejectedUpdate: one of the two is not there.
+    """
+    update, taught = content.array_records.get("update"), content.array_records.get(TAUGHT)
+    if update is None or taught is None:
+        raise RejectedUpdate("the reply lacks the record 'update' or 'taught'")
+    return update, taught
+
+
+def _told_reasons(answer: ConfigRecord, known: Collection[str]) -> dict[str, str]:
+    names, why = answer.get("untrusted"), answer.get("reasons")
+    fine = isinstance(names, list) and isinstance(why, list) and len(names) == len(why) and set(names) <= set(known)
+    if not fine:
+        raise BrokenProtocol("untrusted: must be names of members, with a reason each")
+    assert isinstance(names, list)
+    assert isinstance(why, list)
+    return {str(name): str(reason)[:200] for name, reason in zip(names, why, strict=True)}
+
+
+def _member(name: str, answer: ConfigRecord) -> Member:
+    if answer.get("name") != name:
+        raise BrokenProtocol(f"it calls itself {answer.get('name')!r:.80}")
+    cipher_key, mask_key = (_blob(answer, key, agreement.KEY_BYTES) for key in ("cipher_key", "mask_key"))
+    return Member(name, cipher_key, mask_key, _blob(answer, "signature", None))
+
+
+def _blob(answer: ConfigRecord, key: str, size: int | None) -> bytes:
+    value = answer.get(key)
+    if not isinstance(value, bytes) or (size is not None and len(value) != size) or len(value) > HEADER_BYTES:
+        raise BrokenProtocol(f"{key}: must be {size or 'some'} bytes")
+    return value
+
+
+def _blobs(answer: ConfigRecord, key: str, count: int) -> Sequence[bytes]:
+    value = answer.get(key)
+    listed: list[Any] = value if isinstance(value, list) else []
+    if len(listed) != count or not all(isinstance(blob, bytes) and len(blob) <= HEADER_BYTES for blob in listed):
+        raise BrokenProtocol(f"{key}: must be a list of {count} byte strings")
+    return listed
