@@ -19,6 +19,7 @@ VERBS = {
     "evaluate": ("simulations.evaluate", "judge an anonymizer by protocol, with fresh networks"),
     "compare": ("simulations.compare", "centralized, federated, each site alone, plain obfuscation: one judge"),
     "bench": ("simulations.benchmarks.command", "time each part beside a plain twin, by ratios"),
+    "audit": ("simulations.audit", "attack a run: what its updates, networks and noise give away"),
     "report": ("simulations.report", "one HTML page of a run's or a comparison's evidence"),
     "runs": ("simulations.runs_list", "list runs with their key figures"),
     "watch": ("server.watch", "follow a run on the terminal: rounds, sites, losses, who was left out"),

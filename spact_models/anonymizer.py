@@ -248,14 +248,18 @@ class Anonymizer(ClipTransform):
         )
 
     def transform(self, clip_BCTHW: Tensor) -> Tensor:
-        return self._finish(per_frame(self.unet, self.picture(clip_BCTHW)))
+        return self.drawn(self.picture(clip_BCTHW))
 
     def with_noise(self, clip_BCTHW: Tensor, noise: Tensor) -> Tensor:
         """:meth:`transform` under standard normal noise that the caller drew, (B, 3 or 1, T-history, rows, columns).
 
         One plane and a value a cell where the output is cells: what an exported graph takes, which draws nothing.
         """
-        return self._finish(per_frame(self.unet, self.picture(clip_BCTHW)), noise)
+        return self.drawn(self.picture(clip_BCTHW), noise)
+
+    def drawn(self, picture_BCTHW: Tensor, noise: Tensor | None = None) -> Tensor:
+        """What comes of what the U-Net sees (:meth:`picture`): the whole of f_A behind its fixed first step."""
+        return self._finish(per_frame(self.unet, picture_BCTHW), noise)
 
     def picture(self, clip_BCTHW: Tensor) -> Tensor:
         """What the U-Net sees: (B,3,T,H,W) -> (B, input_channels, T-history, H, W) in [0, 1]."""

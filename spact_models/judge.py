@@ -64,8 +64,18 @@ class Judge:
 
     def action(self, train: JudgeSet, test: JudgeSet) -> Answer:
         """A fresh f_T: utility."""
-        recipe = Attacker(lambda classes, _: build_action(self.action_name, classes, "group"), "video")
-        return self.classify(train, test, "action", self.action_name, recipe)
+        return self.classify(train, test, "action", self.action_name, self._action_recipe)
+
+    def taught_action(self, train: JudgeSet) -> nn.Module:
+        """A fresh f_T, trained on the videos whose action is known, in evaluation mode."""
+        recipe, classes = self._action_recipe, int(train.labels["action"].max()) + 1
+        network = self._fresh(lambda: recipe(classes, train.size_px), "action", self.action_name)
+        self._fit(network, recipe, train, train.labels["action"], _cross_entropy, "action")
+        return network.eval()
+
+    @property
+    def _action_recipe(self) -> Attacker:
+        return Attacker(lambda classes, _: build_action(self.action_name, classes, "group"), "video")
 
     def attack(self, train: JudgeSet, test: JudgeSet, task: str, attacker: str) -> Answer:
         """One fresh attacker on one private attribute: which of many."""

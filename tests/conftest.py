@@ -64,6 +64,12 @@ def squares(tmp_path_factory) -> Path:
     return folder / "manifest.csv"
 
 
+@pytest.fixture(scope="session")
+def smallest() -> dict[str, object]:
+    """Flat overrides of the smallest game, for fixtures that many tests share; to be copied, not changed."""
+    return FAST
+
+
 @pytest.fixture
 def fast() -> dict[str, object]:
     """Flat overrides of the smallest game; a copy of one's own to change."""

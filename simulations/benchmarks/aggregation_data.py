@@ -45,7 +45,7 @@ def measure_aggregation(sites: int, megabytes: float, dtype: str, repeats: int =
         Medians over the repeats, per update, in seconds and in GB/s of float32 values; ``ratio`` of ours to the twin,
         above 1 = faster than the twin, and the spread of the repeats' own ratios.
     """
-    weights = _weights(megabytes)
+    weights = layers(megabytes)
     update, scales = _update(weights, dtype)
     step = ServerStep(StrategyConfig(), weights)
     examples = {"anonymizer.": 8, "action.": 8}
@@ -94,7 +94,7 @@ def measure_peak_memory(sites: int, megabytes: float, dtype: str) -> float:
 
 
 def _take_one_after_the_other(sites: int, megabytes: float, dtype: str) -> float:
-    weights = _weights(megabytes)
+    weights = layers(megabytes)
     step = ServerStep(StrategyConfig(), weights)
     mean = StreamingMean(expected_shapes(weights), 1000)
     for number in range(sites):
@@ -108,7 +108,8 @@ def _take_one_after_the_other(sites: int, megabytes: float, dtype: str) -> float
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _weights(megabytes: float) -> dict[str, Tensor]:
+def layers(megabytes: float) -> dict[str, Tensor]:
+    """Weights of zeros that take so many MB (10^6), half of them f_A's and half f_T's by name."""
     each = max(1, int(megabytes * 1e6 / 4 / LAYERS))
     branch = ("anonymizer", "action")
     return {f"{branch[number % 2]}.layer{number}.weight": torch.zeros(each) for number in range(LAYERS)}

@@ -182,7 +182,7 @@ def _opened(
         representations={},
         not_measured=tuple(bench.not_measured),
         model=dict(model or {}),
-        versions={"fedspact": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        versions=versions(),
         machine=machine(device),
         created=now(),
         key=hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest(),
@@ -202,6 +202,11 @@ def rows_digest(rows: Sequence[Row]) -> str:
         for row in rows
     )
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """What a judgement was made with."""
+    return {"fedspact": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def machine(device: torch.device) -> dict[str, Any]:

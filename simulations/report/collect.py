@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from server.runs import RunFolder
+from simulations.audit.findings import FILE as AUDIT
+from simulations.audit.findings import Audit, read_audit
 from simulations.protocols.evaluation import FILE, read_evaluation
 from simulations.report.judged import Judged, from_evaluation, from_summary
 from spact_models.errors import UserError
@@ -33,6 +35,7 @@ class RunStory:
     summary: Mapping[str, Any]  # empty while the run is not finished
     judged: Judged | None
     checkpoints: tuple[int, ...]  # rounds
+    audit: Audit | None = None  # what attacks on its wire found
 
     @property
     def rounds(self) -> list[Mapping[str, Any]]:
@@ -128,6 +131,7 @@ def open_run(path: Path) -> RunStory:
         summary=summary,
         judged=judged,
         checkpoints=tuple(folder.checkpoints()),
+        audit=read_audit(path / AUDIT) if (path / AUDIT).exists() else None,
     )
 
 

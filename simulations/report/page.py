@@ -18,6 +18,7 @@ from simulations.report.run_tables import cost_table, facts_table, overview_tabl
 from simulations.report.strips import Strips, make_strips
 from simulations.report.tables import Table, attack_table, reconstruction_table, representation_table
 from simulations.report.tradeoff import scatter
+from simulations.report.wire_tables import audit_table, promise_table
 from simulations.report.words import (
     Sentence,
     byte_size,
@@ -60,6 +61,7 @@ class RunSection:
     tables: Sequence[Table]  # representations, attackers, reconstruction: those that there are
     strips: Strips
     sites: Table | None
+    wire: Sequence[Table]  # promises about single sites and videos, attacks on them: those that there are
     facts: Table
     settings: Table
     not_measured: Sequence[str]
@@ -135,9 +137,10 @@ def run_section(run: RunStory, key: str, show_raw: bool) -> RunSection:
         tables=[made for table in judged_tables if judged and (made := table(judged)) is not None],
         strips=strips,
         sites=site_table(run),
+        wire=[table for table in (promise_table(run), audit_table(run.audit) if run.audit else None) if table],
         facts=facts_table(run),
         settings=settings_table(run),
-        not_measured=[*not_measured(run), *([DRAWN] if strips.all_synthetic else [])],
+        not_measured=[*not_measured(run), *_not_attacked(run), *([DRAWN] if strips.all_synthetic else [])],
     )
 
 
@@ -182,6 +185,12 @@ def not_measured(run: RunStory) -> list[str]:
     if not judged.rounds:
         lacking.append("fresh attackers at earlier rounds")
     return lacking
+
+
+def _not_attacked(run: RunStory) -> list[str]:
+    if run.audit is not None:
+        return list(run.audit.not_measured)
+    return [f"what updates and networks give away: attack them with fedspact audit {run.path}"]
 
 
 def checked_out(path: Path) -> Path:

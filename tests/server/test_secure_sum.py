@@ -4,31 +4,26 @@ import itertools
 import json
 import random
 from collections import Counter
-from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Array, ConfigRecord
 from scipy.stats import chisquare
 
-from client.masking import SecureSite, Vault
 from client.membership import Membership
 from server.aggregate import RejectedUpdate
-from server.secure_sum import SecureSum, Void, read_words
-from simulations.inprocess import InProcessGrid
+from server.secure_sum import Void, read_words
+from simulations.benchmarks.secure_play import SecurePlay
 from spact_models import agreement
 from spact_models.agreement import BrokenProtocol
-from spact_models.errors import UserError
-from spact_models.ring import TAUGHT, FixedPoint
+from spact_models.ring import FixedPoint
 from spact_models.run_config import load_settings
 
 SHAPES = {"anonymizer.w": (3, 4), "action.w": (5,)}
 STAGES = ("keys", "shares", "training", "confirm", "unmask")
-FEDERATION = "f" * 32
 SECURE = {"secure.aggregation": True, "strategy.weighting": "equal", "rounds.min_sites": 2}
 
 
@@ -37,94 +32,20 @@ def registered_key(_name):
     return ec.generate_private_key(ec.SECP384R1())
 
 
-@dataclass
-class Game:
-    """Sites with the real site half, behind a real ClientApp and the in-process Grid; a test may bend anything."""
+class Game(SecurePlay):
+    """Five sites or so of 17 weights, whom a test may have lie, vanish, or be lied to."""
 
-    folder: object
-    count: int = 5
-    config: dict = field(default_factory=dict)
-    lost_at: dict = field(default_factory=dict)  # name -> the stage that it does not answer
-    bend: object = lambda *about: about[-1]  # (name, stage, a site's answer) -> what leaves instead
-    show: object = lambda *about: about[-1]  # (name, stage, the server's request) -> what arrives instead
-    number: int = 1
-    least: int = 1
-
-    def __post_init__(self):
-        self.settings = load_settings({**SECURE, **self.config})
-        self.names = [f"site-{number}" for number in range(self.count)]
-        keys = {name: registered_key(name) for name in self.names}
-        public = {name: key.public_key() for name, key in keys.items()}
-        self.sites = {
-            name: SecureSite(
-                Membership(name, keys[name], public),
-                Vault(self.folder / name), self.settings, FEDERATION, self.least,
-            )
-            for name in self.names
-        }  # fmt: skip
-        rng = torch.Generator().manual_seed(self.count)
+    def __init__(self, folder, count=5, config=None, lost_at=None, bend=None, show=None, least=1):
+        names = [f"site-{number}" for number in range(count)]
+        rng = torch.Generator().manual_seed(count)
         self.updates = {
-            name: {key: torch.rand(shape, generator=rng) - 0.5 for key, shape in SHAPES.items()} for name in self.names
+            name: {k: torch.rand(shape, generator=rng) - 0.5 for k, shape in SHAPES.items()} for name in names
         }
-        self.taught = dict.fromkeys(self.names, (1, 1))
-        self.drops = []
-        self.sent = {}
-        self.grid = InProcessGrid(self._app(), [{}] * self.count, {})
-        self.sum = self.new_sum()
-
-    def new_sum(self):
-        name = lambda node: self.names[node - 1]  # noqa: E731
-        return SecureSum(self.settings, FEDERATION, self.number, SHAPES, name, self.drops.append)
-
-    def _app(self):
-        app = ClientApp()
-
-        def answer(message, context, stage, reply):
-            name = self.names[context.node_id - 1]
-            if self.lost_at.get(name) == stage:
-                return Message(Error(1, "gone"), reply_to=message)
-            try:
-                asked = self.show(name, stage, message.content.config_records["secure"])
-                return Message(reply(name, asked), reply_to=message)
-            except (UserError, BrokenProtocol) as error:
-                return Message(Error(400, str(error)), reply_to=message)
-
-        @app.query()
-        def query(message, context):
-            stage = str(message.content.config_records["config"]["purpose"]).removeprefix("secure.")
-
-            def reply(name, asked):
-                told = self.bend(name, stage, getattr(self.sites[name], stage)(asked))
-                return RecordDict({"secure": ConfigRecord(told)})
-
-            return answer(message, context, stage, reply)
-
-        @app.train()
-        def train(message, context):
-            def reply(name, asked):
-                self.sites[name].receive(asked)
-                vectors = self.sites[name].masked(self.updates[name], torch.tensor(self.taught[name]), None)
-                self.sent[name] = {key: value.copy() for key, value in vectors.items()}
-                vectors = self.bend(name, "training", vectors)
-                taught = ArrayRecord({TAUGHT: Array(vectors.pop(TAUGHT))})
-                return RecordDict({"update": ArrayRecord({n: Array(v) for n, v in vectors.items()}), TAUGHT: taught})
-
-            return answer(message, context, "training", reply)
-
-        return app
-
-    def play(self):
-        """One whole execution; returns the mean and how many are in it."""
-        nodes = self.sum.begin(self.grid, range(1, self.count + 1))
-        contents = {node: RecordDict({"secure": self.sum.request(node)}) for node in nodes}
-        messages = [Message(content, node, "train", group_id="1") for node, content in contents.items()]
-        for reply in self.grid.send_and_receive(messages):
-            if reply.has_error():
-                self.drops.append(reply.error.reason)
-            else:
-                records = reply.content.array_records
-                self.sum.add(records["update"], records[TAUGHT], reply.metadata.src_node_id)
-        return self.sum.open(self.grid)
+        settings = load_settings({**SECURE, **(config or {})})
+        keys = {name: registered_key(name) for name in names}
+        super().__init__(folder, settings, keys, self.updates.__getitem__, SHAPES, least)
+        self.lost_at = lost_at or {}
+        self.bend, self.show = bend or self.bend, show or self.show
 
     def mean_of(self, names):
         return {key: sum(self.updates[name][key].double() for name in names) / len(names) for key in SHAPES}
@@ -141,7 +62,7 @@ def test_the_masked_sum_is_the_plain_sum_to_one_step(tmp_path):
     mean, sites = game.play()
     assert sites == 5
     assert_close(mean, game.mean_of(game.names), FixedPoint(1.0, 5).step)
-    assert game.drops == []
+    assert game.drops == game.refused == []
     for name in game.names:  # the secrets have served and are gone; that the round was opened stays
         kept = json.loads((tmp_path / name / "secure.json").read_text())
         assert kept["opened"] == 1
@@ -205,7 +126,8 @@ def test_what_the_server_sees_of_one_site_is_uniform_whatever_it_sent(tmp_path):
         ones = {"anonymizer.w": torch.ones(shapes["anonymizer.w"]), "action.w": torch.zeros(1)}
         for name, sign in zip(game.names, (1, -1, 0), strict=True):
             game.updates[name] = {key: sign * size * value for key, value in ones.items()}
-        game.sum._shapes = shapes
+        game.shapes = shapes
+        game.begin(1)
         mean, _ = game.play()
         assert float(mean["anonymizer.w"].abs().max()) <= FixedPoint(1.0, 3).step
         for name in game.names:
@@ -220,8 +142,8 @@ def test_no_two_executions_use_a_mask_twice(tmp_path):
     game = Game(tmp_path, 3)
     game.play()
     first = game.sent
-    game.number, game.sent = 2, {}
-    game.sum = game.new_sum()
+    game.sent = {}
+    game.begin(2)
     game.play()
     for name in game.names:
         assert not np.array_equal(first[name]["anonymizer.w"], game.sent[name]["anonymizer.w"])
@@ -294,14 +216,14 @@ def test_shares_sealed_for_somebody_else_keep_their_receiver_out(tmp_path):
     game = Game(tmp_path, bend=bend)
     with pytest.raises(Void, match="1 sites have sent their masked updates, 4 needed"):
         game.play()
-    assert any("the shares of site-1 for site-0 cannot be opened" in str(drop) for drop in game.drops)
+    assert "the shares of site-1 for site-0 cannot be opened" in reasons(game)
 
 
 # ---- a server that lies
 
 
 def reasons(game):
-    return "\n".join(str(drop) for drop in game.drops)
+    return "\n".join([*map(str, game.drops), *game.refused])
 
 
 def test_a_key_that_the_server_puts_in_place_of_a_sites_is_found_out(tmp_path):
@@ -350,8 +272,8 @@ def test_keys_of_an_earlier_round_are_not_taken_again(tmp_path):
 
     game.bend = remember
     game.play()
-    game.number, game.bend = 2, replay
-    game.sum = game.new_sum()
+    game.bend = replay
+    game.begin(2)
     assert game.play()[1] == 4
     assert "most sites do not trust its keys: its signature is not of this round" in reasons(game)
     assert "or has other keys under its name" in reasons(game)  # and site-1 sees it too
@@ -414,12 +336,11 @@ def test_a_sum_that_was_opened_is_not_opened_again_over_other_sites(tmp_path):
     """The difference of the two sums would be the update of the site that is in one of them alone."""
     game = Game(tmp_path)
     game.play()
-    game.sum = game.new_sum()
+    game.begin(1)
     with pytest.raises(Void, match="0 sites have sent their keys"):
         game.play()
     assert "another sum of round 1 could be subtracted from it" in reasons(game)
-    game.number = 2
-    game.sum = game.new_sum()
+    game.begin(2)
     assert game.play()[1] == 5
 
 
