@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import resource
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from client.dp import Groups, SiteLedger, clipped, site_key
+from client.dp import Groups, SiteLedger, clipped, length, site_key
 from client.egress import Door, Masked, Packed, Refused, introduction, signature
 from client.footage import Footage, declared_classes, open_footage, split_rows
 from client.gate import judge, receive
@@ -161,10 +162,13 @@ def answer_train(site: Site, settings: Settings, message: Message) -> RecordDict
         groups = _groups(site, settings, states, loader, task) if settings.dp.unit == "videos" else None
         result = local_round(task, settings, site.name, networks, loader, earlier, groups)
     door = _door(site, settings, networks, states)
-    leaving = _leaving(result, weights, earlier.residual, door, settings, secure)
+    bound = _update_bound(settings, config)
+    leaving, within = _leaving(result, weights, earlier.residual, door, settings, secure, bound)
     with _own_files():
         states.save(replace(result.state, residual={**earlier.residual, **leaving.residual}))
     told = withheld(result.metrics) if settings.dp.on else {**result.metrics, **_vital_signs(footage)}
+    if settings.dp.adaptive_quantile > 0:
+        told["within_clip"] = int(within)
     update = door.update(leaving, server_round)
     return RecordDict({**update, "metrics": door.metrics(site.refuse.told(_whole(told))), "site": signature(site.name)})
 
@@ -176,23 +180,39 @@ def _leaving(
     door: Door,
     settings: Settings,
     secure: SecureSite | None,
-) -> Packed | Masked:
-    """The round's update as it may leave: plain, private or masked."""
+    bound: float,
+) -> tuple[Packed | Masked, bool]:
+    """The round's update as it may leave: plain, private or masked; and whether it was within the bound as it was."""
     taught = [result.metrics[f"examples.{prefix[:-1]}"] > 0 for prefix in BRANCHES]
     if secure is None and not settings.dp.on:
         sent = tuple(prefix for prefix, some in zip(BRANCHES, taught, strict=True) if some)
         names = [name for name in result.weights if name in door.allowed and name.startswith(sent)]
-        return door.pack(_chosen(result.weights, names), _chosen(before, names), residual)
+        return door.pack(_chosen(result.weights, names), _chosen(before, names), residual), True
     # Whom a site's labels let learn shows neither here: both networks are sent, unmoved ones as zeros.
     moved = difference(_chosen(result.weights, door.allowed), _chosen(before, door.allowed))
-    bound = settings.update_bound if secure is not None or settings.dp.unit == "site" else 0.0
-    if bound:
+    within = True
+    if bound and (secure is not None or settings.dp.unit == "site"):
+        within = length(moved) <= bound
         moved = clipped(moved, bound)
     if secure is None:
-        return door.pack(moved, {name: torch.zeros_like(value) for name, value in moved.items()}, {})
+        return door.pack(moved, {name: torch.zeros_like(value) for name, value in moved.items()}, {}), within
     counts = torch.tensor([1] * len(BRANCHES) if settings.dp.on else [int(some) for some in taught])
     vectors = secure.masked(moved, counts, bound * LONGEST_GROWTH if bound else None)
-    return Masked({name: words for name, words in vectors.items() if name != TAUGHT}, vectors[TAUGHT])
+    return Masked({name: words for name, words in vectors.items() if name != TAUGHT}, vectors[TAUGHT]), within
+
+
+def _update_bound(settings: Settings, config: ConfigRecord) -> float:
+    """L2 that the round's update is clipped to: the settings', or an adaptive one's present value.
+
+    Raises:
+        UserError: the server names none, or one that is no length.
+    """
+    if settings.dp.adaptive_quantile == 0:
+        return settings.update_bound
+    value = config.get("clip_norm")
+    if not isinstance(value, float) or not 0 < value < math.inf:
+        raise UserError(f"clip_norm = {value!r:.40} in the request, must be above 0: dp.adaptive_quantile is on")
+    return value
 
 
 def _chosen(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
@@ -318,7 +338,7 @@ def _vital_signs(footage: Footage) -> dict[str, float]:
 
 def _whole(figures: Mapping[str, float]) -> dict[str, float]:
     """Counts leave as whole numbers, the rest as it is."""
-    counted = ("examples", "examples.anonymizer", "examples.action", "teacher_held", "unreadable")
+    counted = ("examples", "examples.anonymizer", "examples.action", "teacher_held", "within_clip", "unreadable")
     return {name: int(value) if name in counted else value for name, value in figures.items()}
 
 

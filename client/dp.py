@@ -47,13 +47,18 @@ LEDGER = "privacy.json"
 Draw = Callable[[int, int], Batch | None]  # (step of the round, group) -> what the group shows; None: it is empty
 
 
+def length(update: Mapping[str, Tensor]) -> float:
+    """L2 of a whole update, all tensors as one vector."""
+    return math.sqrt(sum(float(torch.linalg.vector_norm(value, dtype=torch.float64)) ** 2 for value in update.values()))
+
+
 def clipped(update: Mapping[str, Tensor], bound: float) -> dict[str, Tensor]:
     """A site's whole update, all tensors as one vector, scaled down to an L2 norm of at most ``bound``.
 
     An update of zeros stays what it is. One that is not finite becomes zeros: it has nothing to tell, and an error
     in its place would tell something.
     """
-    norm = math.sqrt(sum(float(torch.linalg.vector_norm(value, dtype=torch.float64)) ** 2 for value in update.values()))
+    norm = length(update)
     if not math.isfinite(norm):
         return {name: torch.zeros_like(value) for name, value in update.items()}
     scale = min(1.0, bound / norm) if norm > 0 else 1.0

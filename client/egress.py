@@ -28,6 +28,7 @@ METRICS = (  # every figure that a site tells; a name that is not here does not 
     "examples.anonymizer",
     "examples.action",
     "teacher_held",
+    "within_clip",
     "loss.action",
     "loss.privacy",
     "chance.privacy",

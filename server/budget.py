@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from server.clipping import AdaptiveClip
 from spact_models.accounting import MISSING, epsilon_of, epsilon_replacing, schedule_steps, steps_of, told
 from spact_models.checkpoint import write_atomically
 from spact_models.dp_settings import DpConfig, check_delta
@@ -134,6 +135,7 @@ class Budget:
         self._file = None if folder is None else folder / LEDGER
         self._stream = stream or SecretStream()
         self._costs: Costs = SiteCosts(settings.dp) if settings.dp.unit == "site" else VideoCosts(settings)
+        self._clip = AdaptiveClip(settings.dp) if settings.dp.adaptive_quantile > 0 else None
         self._entries: list[dict[str, object]] = []
         if self._file is not None and self._file.exists():
             self._load(self._file)
@@ -156,18 +158,34 @@ class Budget:
         if self._dp.unit == "videos":
             self._charge(server_round)
 
-    def release(self, server_round: int, mean: Mapping[str, Tensor], sites: int) -> dict[str, Tensor]:
+    @property
+    def clip_norm(self) -> float:
+        """What the open round's updates are clipped to."""
+        return self._dp.clip_norm if self._clip is None else self._clip.norm
+
+    def release(
+        self, server_round: int, mean: Mapping[str, Tensor], sites: int, within: int | None = None
+    ) -> dict[str, Tensor]:
         """The sites' mean as it may be released. ``site``: charged, on the disk, then noised with z C / n.
 
         Args:
             mean: of ``sites`` clipped updates that weigh 1 each, by wire name.
             sites: how many; a count that is known to the server anyway.
+            within: how many of them were no longer than the clip norm; an adaptive one follows it, for the next round.
         """
         if self._dp.unit == "videos":
             return dict(mean)
         self._charge(server_round)
-        deviation = self._dp.noise_multiplier * self._dp.clip_norm * (1 + ROUNDING_HEADROOM) / sites
-        return {name: self._stream.noised(value, deviation) for name, value in mean.items()}
+        multiplier = self._dp.noise_multiplier if self._clip is None else self._clip.update_multiplier(sites)
+        deviation = multiplier * self.clip_norm * (1 + ROUNDING_HEADROOM) / sites
+        released = {name: self._stream.noised(value, deviation) for name, value in mean.items()}
+        if self._clip is not None:
+            if within is None:
+                raise ValueError("an adaptive clip norm, and nobody counted whose update was within it")
+            before, after = self.clip_norm, self._clip.follow(within, sites, self._stream)
+            LOG.info("round %d: the clip norm goes from %.4g to %.4g", server_round, before, after)
+            self._keep()
+        return released
 
     def check_sites(self, sites: int) -> None:
         """UserError when delta is too large for so many sites."""
@@ -176,7 +194,10 @@ class Budget:
 
     def told(self) -> dict[str, object]:
         """For the summary and the report."""
-        return {**self._costs.told(), "epsilon_budget": self._dp.epsilon_budget}
+        told = {**self._costs.told(), "epsilon_budget": self._dp.epsilon_budget}
+        if self._clip is not None:
+            told |= {"clip_norm": round(self._clip.norm, 6), "adaptive_quantile": self._dp.adaptive_quantile}
+        return told
 
     @property
     def epsilon(self) -> float:
@@ -188,6 +209,9 @@ class Budget:
         spent = self.epsilon
         self._entries.append({"round": server_round, "epsilon": spent})
         LOG.info("round %d: epsilon %.4g of %g, delta %g", server_round, spent, self._dp.epsilon_budget, self._dp.delta)
+        self._keep()
+
+    def _keep(self) -> None:
         if self._file is None:
             return
         content = {
@@ -195,7 +219,7 @@ class Budget:
             "told": self.told(),
             "charged": self._entries,
             "mechanism": _mechanism(self._dp),
-            "state": self._costs.state(),
+            "state": {**self._costs.state(), **({} if self._clip is None else {"clip_norm": self._clip.norm})},
         }
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         try:
@@ -219,6 +243,8 @@ class Budget:
                 "added to another mechanism: set those keys of dp.* back, or begin a new run."
             )
         self._costs.load(state)
+        if self._clip is not None:
+            self._clip.norm = float(state["clip_norm"])
         self._entries = entries
 
 
@@ -274,6 +300,7 @@ def forecast(settings: Settings) -> list[str]:
 
 def _mechanism(dp: DpConfig) -> dict[str, object]:
     named = ["unit", "clip_norm", "noise_multiplier", "delta"]
+    named += ["adaptive_quantile", "adaptive_rate"] if dp.adaptive_quantile > 0 else []
     named += ["group_videos", "sampling_rate", "accountant"] if dp.unit == "videos" else []
     return {name: getattr(dp, name) for name in named}
 

@@ -12,7 +12,7 @@ from flwr.app import MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from server.aggregate import RejectedUpdate, StreamingMean, claimed_examples, widened
+from server.aggregate import RejectedUpdate, StreamingMean, checked_count, claimed_examples, widened
 from server.records import finite_metrics
 from server.robust import SpooledRule, bounded
 from server.secure_sum import SecureSum, Void, masked_records
@@ -27,6 +27,7 @@ class Collected:
 
     mean: dict[str, Tensor]
     sites: int  # behind it
+    within: int = 0  # of them, as they say, were no longer than the clip norm (dp.adaptive_quantile)
     reason: str = ""  # why a branch, or everything, stays as it is
 
 
@@ -55,6 +56,7 @@ class PlainCollector:
         shapes: every name that may come, with its shape.
         spool: an empty folder for the updates of one round, which the robust rules need; None: a temporary one.
         name: of a node's site, for the log.
+        bound: L2 to which a longer update is scaled down; 0: none.
     """
 
     def __init__(
@@ -63,10 +65,13 @@ class PlainCollector:
         shapes: Mapping[str, tuple[int, ...]],
         spool: Path | None,
         name: Callable[[int], str],
+        bound: float,
     ) -> None:
         self._settings = settings
         self._shapes = shapes
         self._name = name
+        self._bound = bound
+        self._within = 0
         self._nodes: list[int] = []  # in order of arrival, as the updates
         strategy = settings.strategy
         self._rule: StreamingMean | SpooledRule = (
@@ -83,7 +88,10 @@ class PlainCollector:
         if private and set(claimed_examples(metrics).values()) != {1}:
             raise RejectedUpdate("with dp.unit on, every site sends both f_A and f_T and weighs 1")
         told, scales = finite_metrics(metrics), content.metric_records.get("scales", MetricRecord())
-        bound = self._settings.update_bound
+        bound, within = self._bound, 0
+        if self._settings.dp.adaptive_quantile > 0:
+            within = checked_count("within_clip", metrics.get("within_clip"), 1)
+            told = {name: value for name, value in told.items() if name != "within_clip"}  # told without noise, to us
         if bound == 0:
             self._rule.add(update, claimed_examples(metrics), scales)
         else:
@@ -94,18 +102,19 @@ class PlainCollector:
                 if norm > bound:
                     LOG.warning("site %s: its update is %.3g long, scaled down to %g", self._name(node), norm, bound)
         self._nodes.append(node)
+        self._within += within
         return told
 
     def close(self) -> Collected:
         rule, count = self._rule, len(self._nodes)
         if not isinstance(rule, SpooledRule):
-            return Collected(rule.mean(), count)
+            return Collected(rule.mean(), count, self._within)
         try:
             mean = rule.mean()
             for prefix, chosen in rule.chosen.items():
                 taken = ", ".join(self._name(self._nodes[number]) for number in chosen)
                 LOG.info("%s takes %s from %s", self._settings.strategy.aggregation, prefix[:-1], taken)
-            return Collected(mean, count, "; ".join(rule.unmoved))
+            return Collected(mean, count, reason="; ".join(rule.unmoved))
         finally:
             rule.close()
 
@@ -140,8 +149,8 @@ class SecureCollector:
         try:
             mean, sites = self._secure.open(self._grid)
         except Void as void:
-            return Collected({}, 0, str(void))
-        return Collected(mean, sites, "" if mean else "no site taught a branch")
+            return Collected({}, 0, reason=str(void))
+        return Collected(mean, sites, reason="" if mean else "no site taught a branch")
 
     def discard(self) -> None:
         """The masks stay on: nobody is asked to open the sum."""

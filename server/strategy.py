@@ -162,7 +162,9 @@ class FedSPAct(Strategy):
         """Who plays the round, and what each needs for it beside the weights; how its replies are taken is fixed."""
         self._collector, self._void_reason = None, ""
         if not self._settings.secure.aggregation:
-            self._collector = PlainCollector(self._settings, self._shapes, self._spool, self._roster.name)
+            self._collector = PlainCollector(
+                self._settings, self._shapes, self._spool, self._roster.name, self._update_bound
+            )
             return {node: {} for node in nodes}
         current = self._round
         secure = SecureSum(
@@ -196,7 +198,7 @@ class FedSPAct(Strategy):
         collected, self._collector = self._collected(), None
         mean = collected.mean
         if mean and self._budget is not None:
-            mean = self._budget.release(self._round.number, mean, collected.sites)
+            mean = self._budget.release(self._round.number, mean, collected.sites, collected.within)
         void = not mean
         if mean:
             self._step.apply(mean)  # which consumes it
@@ -206,14 +208,20 @@ class FedSPAct(Strategy):
         self._count_void(record)
         return (None if void else self.initial_arrays()), _metric_record(record)
 
+    @property
+    def _update_bound(self) -> float:
+        """L2 of a site's update in the open round; 0: none."""
+        adaptive = self._budget is not None and self._settings.dp.adaptive_quantile > 0
+        return self._budget.clip_norm if self._budget is not None and adaptive else self._settings.update_bound
+
     def _collected(self) -> Collected:
         """What the replies come to; nothing where they are too few."""
         if self._collector is None:
-            return Collected({}, 0, self._void_reason)
+            return Collected({}, 0, reason=self._void_reason)
         count, needed = len(self._round.sites), self._settings.rounds.min_sites
         if count < needed:
             self._collector.discard()
-            return Collected({}, count, f"{count} valid replies, {needed} needed")
+            return Collected({}, count, reason=f"{count} valid replies, {needed} needed")
         return self._collector.close()
 
     def _count_void(self, record: RoundRecord) -> None:
@@ -295,6 +303,8 @@ class FedSPAct(Strategy):
         request["phase"] = self._round.phase
         request["federation"] = self._roster.federation
         request["classes"] = list(self._roster.classes)
+        if self._settings.dp.adaptive_quantile > 0:
+            request["clip_norm"] = self._update_bound
         return request
 
     def _message(self, content: RecordDict, node: int, kind: str) -> Message:

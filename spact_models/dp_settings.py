@@ -34,6 +34,8 @@ class DpConfig:
     epsilon_budget: float = 8.0  # the run stops before a release that would take more
     group_videos: int = 4  # videos: how many videos a group holds on average; a pair of views needs two
     sampling_rate: float = 0.25  # videos: the chance of each group to be in a step
+    adaptive_quantile: float = 0.0  # site: the clip norm follows this quantile of the updates' lengths; 0 = it stays
+    adaptive_rate: float = 0.2  # site: of that, a round: the norm moves by at most exp(rate)
     accountant: str = "rdp"  # videos: Opacus' rdp, or prv, which is tighter and slower
 
     def __post_init__(self) -> None:
@@ -51,6 +53,12 @@ class DpConfig:
             _refuse(not (math.isfinite(value) and value > 0), f"{name} = {value!r}, {rule}")
         _refuse(not 0 < self.delta < 1, f"delta = {self.delta!r}, must be above 0 and below 1, for example 1e-05")
         _refuse(self.group_videos < 1, f"group_videos = {self.group_videos!r}, must be at least 1, for example 4")
+        _refuse(
+            not 0 <= self.adaptive_quantile < 1,
+            f"adaptive_quantile = {self.adaptive_quantile!r}, must be above 0 and below 1, for example 0.5, or 0 (off)",
+        )
+        follow = self.adaptive_rate
+        _refuse(not 0 < follow <= 1, f"adaptive_rate = {follow!r}, must be above 0 and at most 1, for example 0.2")
         rate = self.sampling_rate
         _refuse(not 0 < rate <= 1, f"sampling_rate = {rate!r}, must be above 0 and at most 1, for example 0.25")
 
@@ -107,6 +115,16 @@ def check_dp(settings: Settings) -> None:
         dp.unit == "videos" and dp.group_videos < 2,
         f"dp.group_videos = {dp.group_videos}, must be at least 2 with {on}: L_B compares videos inside a group. "
         "Use dp.group_videos = 4.",
+    )
+    _refuse(
+        dp.adaptive_quantile > 0 and dp.unit != "site",
+        f"dp.adaptive_quantile = {dp.adaptive_quantile}, needs dp.unit = 'site': the norm follows the sites' whole "
+        "updates. Use dp.adaptive_quantile = 0.",
+    )
+    _refuse(
+        dp.adaptive_quantile > 0 and settings.secure.aggregation,
+        f"dp.adaptive_quantile = {dp.adaptive_quantile}, cannot go with secure.aggregation = true: the masks' ring is "
+        "measured for one norm. Use dp.adaptive_quantile = 0.",
     )
     if dp.unit == "site":
         check_delta(dp.delta, settings.rounds.min_sites, "rounds.min_sites")

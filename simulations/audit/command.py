@@ -34,10 +34,10 @@ ATTACKS = ("inversion", "membership", "property", "canary")
 class Budget:
     """How hard the attacks try."""
 
-    inversion_steps: int = 400
-    inversion_clips: int = 8  # attacked with batches of one
+    inversion_steps: int = 200
+    inversion_clips: int = 6  # attacked with batches of one
     shadows: int = 8
-    sites: int = 60  # of property inference
+    sites: int = 40  # of property inference
     site_videos: int = 12
     canaries: int = 1000
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from spact_models.exchange import BRANCHES, expected_shapes
 from spact_models.ring import TAUGHT, FixedPoint, mask
 from spact_models.run_config import load_settings
 
+MODULE = "simulations.benchmarks.secure_data"
 CONFIG = {"secure.aggregation": True, "strategy.weighting": "equal", "rounds.min_sites": 2}
 
 
@@ -109,7 +109,7 @@ def peak_memory(megabytes: float, side: str, sites: int = 16) -> float:
 
     ``site``: an update, put into the ring and masked. ``server``: replies added as they come, and masks taken out.
     """
-    words = [sys.executable, "-m", __name__, "--peak", side, "--sites", str(sites), "--megabytes", str(megabytes)]
+    words = [sys.executable, "-m", MODULE, "--peak", side, "--sites", str(sites), "--megabytes", str(megabytes)]
     return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
 
@@ -137,7 +137,8 @@ def _peak(side: str, sites: int, megabytes: float) -> float:
             del reply, words
         for number in range(sites):
             mask(total, bytes([number]) * 32, -1)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text()  # not ru_maxrss, which a child has from its parent
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def _update(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
