@@ -9,7 +9,7 @@ import torch
 
 from fedspact import main
 from server.budget import schedule_costs
-from simulations.audit import canary, command, membership, property_inference, update_inversion
+from simulations.audit import attacks, canary, membership, property_inference, update_inversion
 from simulations.audit.findings import read_audit
 from spact_models.accounting import epsilon_of
 from spact_models.errors import UserError
@@ -182,7 +182,7 @@ def audited(tmp_path_factory, squares, smallest):
         words += ["--set", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
     assert main(words) == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "QUICK", command.Budget(3, 2, 4, 12, 6, 400))
+        patch.setattr(attacks, "QUICK", attacks.Budget(3, 2, 4, 12, 6, 400))
         assert main(["audit", str(folder / "run"), "--quick", "--person", "red"]) == 0
     return folder / "run"
 
