@@ -19,6 +19,7 @@ import torch
 
 from client.connection import Connection
 from client.footage import declared_classes, split_rows
+from client.membership import open_membership
 from client.site import Site
 from client.state import KEPT_ROUNDS, LocalState
 from client.training import RoundTask, prepared, seat_players
@@ -102,6 +103,12 @@ def _ask_refusals(site: Site, settings: Settings, report: Report) -> None:
         site.refuse.check_run(settings)
     except UserError as error:
         report.problems.append(str(error))
+    if settings.secure.aggregation:
+        try:
+            membership = open_membership(site)
+            report.remarks.append(f"secure aggregation: trusts {', '.join(sorted(membership.members))}")
+        except UserError as error:
+            report.problems.append(str(error))
     if site.limits.hours:
         report.remarks.append(f"takes part only in its hours, {site.limits.hours} local time")
     for name in ("clips", "views"):

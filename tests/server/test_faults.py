@@ -302,3 +302,31 @@ def test_a_masked_sum_survives_a_site_that_dies(loopback, squares, fast, tmp_pat
     with RunFolder(tmp_path / "twin" / "run") as twin:
         run_federation(InProcessGrid(make_app(), nodes, settings.flat()), settings, twin, quiet=True)
     assert distance(RunFolder.open(run), twin, 1) < 1e-4
+
+
+def test_a_private_run_goes_on_without_the_site_that_demands_more_noise(loopback, squares, fast, tmp_path):
+    """Groups of videos, over real processes: charged at server and sites, nothing told but that they took part."""
+    here, run = loopback("private"), tmp_path / "run"
+    files = deal(squares, tmp_path, 3)
+    files[2].write_text(yaml.safe_dump(yaml.safe_load(files[2].read_text()) | {"refuse": {"min_noise": 8.0}}))
+    here.link()
+    for number, file in enumerate(files):
+        here.node(number, file)
+    here.await_nodes(3)
+    here.run({
+        **fast, "rounds.minimax": 0, "rounds.min_sites": 2, "rounds.timeout_seconds": 240.0, "run_dir": str(run),
+        "strategy.weighting": "equal", "dp.unit": "videos", "dp.group_videos": 2, "dp.noise_multiplier": 4.0,
+        "dp.delta": 0.01,
+    })  # fmt: skip
+    (line,) = rounds_of(run)
+    assert replied(line) == {"site-1", "site-2"}, here.logs()
+    for site in line["sites"]:
+        assert site["metrics"] == {"examples.anonymizer": 1, "examples.action": 1, "teacher_held": 0}
+    assert rounds_of(run, "evaluate") == []
+    told = json.loads((run / "summary.json").read_text())["privacy"]
+    assert 0 < told["epsilon"] < 8
+    federation = RunFolder.open(run).federation
+    for file in files[:2]:
+        ledger = json.loads((file.parent / "state" / federation / "privacy.json").read_text())
+        assert ledger["epsilon"] == pytest.approx(told["epsilon"], abs=1e-6)
+    assert "this site demands noise of at least 8" in here.logs()

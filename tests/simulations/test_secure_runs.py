@@ -6,9 +6,11 @@ import pytest
 import yaml
 from flwr.app import ConfigRecord, Message, RecordDict
 
+import server.app
 from client.app import make_app
 from fedspact import main
 from server.app import run_federation
+from server.resume import open_run
 from server.runs import RunFolder
 from simulations.federated import deal_out
 from simulations.inprocess import InProcessGrid
@@ -201,3 +203,62 @@ def test_simulate_makes_the_keys_that_it_needs(squares, fast, tmp_path):
     assert (tmp_path / "run" / "sites" / "members" / "site-3.pub").exists()
     (line,) = [line for line in RunFolder.open(tmp_path / "run").history() if line["kind"] == "train"]
     assert line["secure"]["summed"] == 3
+
+
+def test_a_server_that_dies_with_an_opened_sum_loses_that_round_and_no_more(squares, fast, tmp_path, monkeypatch):
+    """The sites helped to open round 2 and will not help again; the run goes on with round 3."""
+    config = {**fast, **SECURE, "simulation.sites": 3, "rounds.minimax": 2, "run_dir": str(tmp_path / "run")}
+    settings = load_settings(config)
+    files = deal_out(tmp_path, load_rows(squares, settings.simulation, 0), settings, tmp_path / "cache")
+    nodes = [{"site": str(file)} for file in files]
+    keep = server.app._keep
+
+    def dies(record, *more):
+        if (record.kind, record.round) == ("train", 2):
+            raise KeyboardInterrupt
+        keep(record, *more)
+
+    def play(chosen):
+        with open_run(chosen) as run:
+            run_federation(InProcessGrid(make_app(), nodes, chosen.flat()), chosen, run, quiet=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.app, "_keep", dies)
+        with pytest.raises(KeyboardInterrupt):
+            play(settings)
+    play(load_settings({**config, "resume": True}))
+    lines = [line for line in RunFolder.open(tmp_path / "run").history() if line["kind"] == "train"]
+    assert [(line["round"], line["void"]) for line in lines] == [(1, False), (2, True), (3, False)]
+    assert "0 sites have sent their keys" in lines[1]["reason"]
+    assert "could be subtracted from it" in lines[1]["dropped"][0]["reason"]
+
+
+def test_check_says_how_many_must_stay(capsys):
+    words = ["check"]
+    for key, value in SECURE.items():
+        words += ["--set", f"{key}={_toml(value)}"]
+    assert main(words) == 0
+    assert "stay to the end of a round: 3 of 3, 3 of 4, 4 of 6, 11 of 16." in capsys.readouterr().out
+
+
+def test_site_check_names_the_members_or_what_is_missing(squares, fast, tmp_path, capsys):
+    settings = load_settings({**fast, **SECURE, "simulation.sites": 3})
+    files = deal_out(tmp_path, load_rows(squares, settings.simulation, 0), settings, tmp_path / "cache")
+    config = tmp_path / "flower.toml"
+    chosen = {**fast, **SECURE}
+    config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in chosen.items()))
+    words = ["site", "check", str(files[0]), "--config", str(config), "--sample", "2", "--no-timing"]
+    assert main(words) == 0
+    assert "trusts site-1, site-2, site-3" in capsys.readouterr().out
+    for number, (broken, said) in enumerate(
+        (
+            ("site-1.pub", "holds no site-1.pub"),
+            ("site-2.pub", "must be an elliptic-curve public key"),
+        )
+    ):
+        kept = (tmp_path / "sites" / "members" / broken).read_bytes()
+        path = tmp_path / "sites" / "members" / broken
+        path.unlink() if not number else path.write_text("nonsense")
+        assert main(words) == 1
+        assert said in capsys.readouterr().out
+        path.write_bytes(kept)
