@@ -246,31 +246,53 @@ def _known_binary_cross_entropy(logits_BA: Tensor, labels_BA: Tensor) -> Tensor:
     return each_BA / known_BA.sum().clamp(min=1)
 
 
+class Workshop:
+    """Independent jobs at the same time on a CPU's cores, one after the other on a GPU; a batch is begun, then taken.
+
+    Small networks do not keep several cores busy with one step: on 2 cores, two of them side by side with one thread
+    each take two thirds of the time of one after the other with two threads. A batch that is begun before the last one
+    is taken finds the core that the last one's end leaves idle.
+
+    When a job fails, or the user interrupts, those that wait are not begun, and ``on_failure`` is called, which may
+    tell those that run. To be left as a context.
+
+    Args:
+        most: jobs at the same time, at most; as many threads as torch has otherwise.
+    """
+
+    def __init__(self, device: torch.device, on_failure: Progress = lambda: None, most: int | None = None) -> None:
+        self._threads = torch.get_num_threads()
+        self._on_failure = on_failure
+        workers = 1 if device.type != "cpu" else max(1, min(self._threads, most or self._threads))
+        self._pool: ThreadPoolExecutor | None = None
+        if workers > 1:
+            each = max(1, self._threads // workers)
+            self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,))
+
+    def begin(self, jobs: Mapping[Key, Callable[[], Any]]) -> Callable[[], dict[Key, Any]]:
+        """Queue a batch; calling what is returned waits for it and gives its answers by key."""
+        if self._pool is None:
+            return lambda: {key: job() for key, job in jobs.items()}
+        running = {key: self._pool.submit(job) for key, job in jobs.items()}
+        return lambda: {key: future.result() for key, future in running.items()}
+
+    def __enter__(self) -> Workshop:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._on_failure()
+        if self._pool is not None:
+            self._pool.shutdown(wait=kind is None, cancel_futures=kind is not None)
+        torch.set_num_threads(self._threads)
+
+
 def side_by_side(
     jobs: Mapping[Key, Callable[[], Any]], device: torch.device, on_failure: Progress = lambda: None
 ) -> dict[Key, Any]:
-    """Run independent jobs at the same time on a CPU's cores, one after the other on a GPU.
-
-    Small networks do not keep several cores busy with one step: on 2 cores, two of them side by side with one thread
-    each take two thirds of the time of one after the other with two threads. When one fails, or the user interrupts,
-    those that wait are not begun, and ``on_failure`` is called, which may tell those that run.
-    """
-    threads = torch.get_num_threads()
-    workers = 1 if device.type != "cpu" else max(1, min(threads, len(jobs)))
-    if workers == 1:
-        return {key: job() for key, job in jobs.items()}
-    each = max(1, threads // workers)
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,)) as pool:
-        running = {key: pool.submit(job) for key, job in jobs.items()}
-        try:
-            done = {key: future.result() for key, future in running.items()}
-        except BaseException:
-            on_failure()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        finally:
-            torch.set_num_threads(threads)
-    return done
+    """One batch of jobs in a :class:`Workshop` of its own."""
+    with Workshop(device, on_failure, len(jobs)) as workshop:
+        return workshop.begin(jobs)()
 
 
 def chance(test: JudgeSet, task: str) -> float:

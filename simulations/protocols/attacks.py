@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from simulations.protocols.evaluation import ACTION
 from simulations.protocols.figures import Found
 from spact_models.anonymizer import ClipTransform
 from spact_models.attackers import ATTACKERS
-from spact_models.judge import Answer, Judge, side_by_side
+from spact_models.judge import Answer, Judge, Workshop
 from spact_models.judge_set import JudgeSet
 from spact_models.seeds import seed_for
 from spact_models.settings import Settings
@@ -27,23 +27,54 @@ if TYPE_CHECKING:
 STILLS = 6  # columns of a reconstruction's picture
 
 
-def attacked(
+class Attacks:
+    """Lets fresh networks at one representation after the other.
+
+    The next one is released and its networks queued while the last networks of this one still learn, so that no core
+    waits for the end of a representation: at most two are in memory. To be left as a context.
+    """
+
+    def __init__(self, suite: Suite, settings: Settings, bench: Bench, device: torch.device, bar: Any) -> None:
+        self._suite, self._settings, self._bench, self._device, self._bar = suite, settings, bench, device, bar
+        self._stop = threading.Event()
+        self._workshop = Workshop(device, self._stop.set)
+
+    def __enter__(self) -> Attacks:
+        self._workshop.__enter__()
+        return self
+
+    def __exit__(self, *about: Any) -> None:
+        self._workshop.__exit__(*about)
+
+    def on(self, named: Mapping[str, ClipTransform]) -> Iterator[tuple[str, Found]]:
+        """Each representation with what was found, in their order."""
+        begun: tuple[str, Callable[[], Found]] | None = None
+        for name, transform in named.items():
+            jobs = _jobs(self._suite, self._settings, self._bench, name, transform, self._device, self._step)
+            following = name, self._workshop.begin(jobs)
+            if begun is not None:
+                yield begun[0], begun[1]()
+            self._bar.set_postfix_str(name)
+            begun = following
+        if begun is not None:
+            yield begun[0], begun[1]()
+
+    def _step(self) -> None:
+        if self._stop.is_set():  # one beside this failed, or the user interrupted
+            raise KeyboardInterrupt
+        self._bar.update()
+
+
+def _jobs(
     suite: Suite,
     settings: Settings,
     bench: Bench,
     name: str,
     transform: ClipTransform,
     device: torch.device,
-    bar: Any,
-) -> Found:
-    """Release one representation and let every fresh network at it."""
-    stop = threading.Event()
-
-    def step() -> None:
-        if stop.is_set():  # one beside this failed, or the user interrupted
-            raise KeyboardInterrupt
-        bar.update()
-
+    step: Callable[[], object],
+) -> dict[tuple[str, str, int], Callable[[], Any]]:
+    """Release one representation; every fresh network that is to be let at it, the longest first."""
     named: Any = settings.networks  # a name that the settings have checked, where the judge wants literal types
     judge = Judge(settings.judge, named.action, device, 0, settings.precision, step)
     raw = bench.blackened if name == BLACKENED else bench.videos
@@ -57,7 +88,7 @@ def attacked(
         if bench.attributed is not None and (seen := _seen(bench, released, name, transform, device)) is not None:
             for attacker in on_attributes(suite, seen):
                 jobs["attributes", attacker, seed] = partial(seeded.attributes, *seen, attacker)
-    return side_by_side(dict(sorted(jobs.items(), key=_longest_first)), device, stop.set)
+    return dict(sorted(jobs.items(), key=_longest_first))
 
 
 def _video_jobs(

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from client.video.cache import FrameCache
 from client.video.rows import Row
-from simulations.protocols.attacks import attacked, steps
+from simulations.protocols.attacks import Attacks, steps
 from simulations.protocols.bench import ANONYMIZED, BLACKENED, CROPS, Bench, set_up
 from simulations.protocols.evaluation import ACTION, Evaluation, known, now
 from simulations.protocols.figures import Hits, hits_of, represented, retrieval_chance
@@ -96,11 +96,12 @@ def judge_suite(
     todo = [name for name in _in_turn(suite.representations) if name not in evaluation.representations]
     todo = [name for name in todo if name != BLACKENED or bench.blackened is not None]
     total = len(todo) * steps(suite, settings, bench)
-    with tqdm(total=total, desc="judge", unit="step", disable=None if progress else True, leave=False) as bar:
-        for name in todo:
-            bar.set_postfix_str(name)
-            transform = anonymizer if name == ANONYMIZED else by_name("raw" if name == BLACKENED else name)
-            found = attacked(suite, settings, bench, name, transform, device, bar)
+    named = {name: anonymizer if name == ANONYMIZED else by_name("raw" if name == BLACKENED else name) for name in todo}
+    with (
+        tqdm(total=total, desc="judge", unit="step", disable=None if progress else True, leave=False) as bar,
+        Attacks(suite, settings, bench, device, bar) as attacks,
+    ):
+        for name, found in attacks.on(named):
             hits[name] = hits_of(found, suite.seeds)
             done = {**evaluation.representations, name: represented(found, suite.seeds)}
             evaluation = replace(

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import pytest
 
 import fedspact
+from simulations.audit.findings import Audit, Finding
 from simulations.report.arms import arm_chart, arm_table, paired_charts, paired_table
 from simulations.report.collect import collect, open_comparison, open_run
 from simulations.report.curves import game_charts, judged_rounds_chart
@@ -18,6 +19,7 @@ from simulations.report.page import checked_out, not_measured, render, write_pag
 from simulations.report.run_tables import cost_table, facts_table, overview_table, settings_table, site_table
 from simulations.report.tables import attack_table, reconstruction_table, representation_table
 from simulations.report.tradeoff import scatter
+from simulations.report.wire_tables import audit_table, promise_table
 from simulations.report.words import (
     byte_size,
     comparison_headline,
@@ -449,3 +451,54 @@ def test_the_command_on_a_real_tiny_run(squares, fast, tmp_path, capsys, monkeyp
     assert "Raw footage is not part of this page" in page
     assert page.count("<video ") == 4  # the test rows that the run has
     assert Path(out / "report.html").stat().st_size < 8e6
+
+
+PRIVACY = {
+    "epsilon": 3.14, "delta": 1e-4, "unit": "a site, with all its videos", "adjacency": "one update, or zero",
+    "sampling": "none", "accountant": "Flower RdpAccountant", "noise_multiplier": 1.5, "clip_norm": 0.5,
+    "releases": 3, "epsilon_budget": 8.0,
+}  # fmt: skip
+
+
+def test_promises_and_attacks_on_the_wire_have_their_section(made_up_run, fast, tmp_path):
+    path = made_up_run(tmp_path / "run", fast, summary={**SUMMARY, "privacy": PRIVACY})
+    told = {"members": 4, "summed": 3, "lost": ["west"], "needed": 3, "neighbours": 3, "bytes": 44_000}
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    secured = [{**line, "secure": told} if line["kind"] == "train" else line for line in lines]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in secured))
+    findings = [
+        Finding("update inversion", "plain update, one clip", "ssim", 0.41, 0.35, 0.47, 0.05, {"psnr_db": 12.5}),
+        Finding("membership", "the run's own f_T", "auc", 0.62, 0.58, 0.66, 0.5, {"sites": 3}),
+    ]
+    audit = Audit({}, {}, findings, ["canary: no epsilon"], {}, {}, "2026-11-26T05:00:00+00:00", 1.0)
+    run = dataclasses.replace(open_run(path), audit=audit)
+    promises = {line.head.text: line.cells[0].text for line in promise_table(run).lines}
+    assert plain(promises["differential privacy"]) == "ε = 3.14 at δ = 0.0001"
+    assert {"unit", "neighbours", "sampling", "accountant", "budget"} <= set(promises)
+    assert promises["secure aggregation"] == "3 of 3 rounds' sums were opened"
+    assert promises["sites in a sum"].startswith("at least 3; 3 were lost")
+    assert promises["its short messages"] == "44 kB a round"
+    rows = audit_table(audit).lines
+    assert [row.head.text for row in rows] == [
+        "update inversion", "plain update, one clip", "membership", "the run's own f_T"
+    ]  # fmt: skip
+    assert rows[1].cells[0].text == "0.41"
+    assert rows[1].cells[2].text == "12.5 dB"
+    page = render([run], [])
+    assert "Updates and networks" in page
+    assert "canary: no epsilon" in page
+    assert "attack them with" not in page
+    bare = render([dataclasses.replace(open_run(made_up_run(tmp_path / "bare", fast)), audit=None)], [])
+    assert "Updates and networks</h2>" not in bare
+    assert "attack them with fedspact audit" in bare
+
+
+def test_an_audit_beside_a_run_is_read_with_it(made_up_run, fast, tmp_path):
+    path = made_up_run(tmp_path / "run", fast)
+    found = Finding("canary", "site, the whole schedule", "epsilon proved", 1.0, None, None, 0.0, {"claimed": 2.0})
+    Audit({}, {}, [found], [], {}, {}, "2026-11-26T05:00:00+00:00", 1.0).write(path / "audit.json")
+    assert open_run(path).audit.findings == [found]
+    assert "claimed ε = 2" in plain(render([open_run(path)], []))
+    (path / "audit.json").write_text("{}")
+    with pytest.raises(UserError, match="not an audit that can be read"):
+        open_run(path)

@@ -9,7 +9,7 @@ import torch
 from client.video.boxes import Box, write_boxes
 from client.video.cache import FrameCache
 from client.video.rows import read_rows
-from simulations.protocols import attacks, suite
+from simulations.protocols import attacks
 from simulations.protocols.suite import REPRESENTATIONS, Suite, judge_suite, rows_digest
 from spact_models.anonymizer import Anonymizer
 from spact_models.errors import UserError
@@ -159,8 +159,8 @@ def test_what_is_done_is_kept_and_not_judged_again(judged, monkeypatch):
     whole, _ = judged(asked, on_done=lambda one: seen.append(list(one.representations)))
     assert seen == [["raw"], ["raw", "anonymized"], ["raw", "downsample4x", "anonymized"]]  # the two ends first
     names = []
-    attacked = attacks.attacked
-    monkeypatch.setattr(suite, "attacked", lambda *args: names.append(args[3]) or attacked(*args))
+    jobs = attacks._jobs
+    monkeypatch.setattr(attacks, "_jobs", lambda *args: names.append(args[3]) or jobs(*args))
     first, _ = judged(replace(asked, representations=("raw",)))
     again, hits = judged(asked, before=first)
     assert names == ["raw", "anonymized", "downsample4x"]
@@ -168,6 +168,29 @@ def test_what_is_done_is_kept_and_not_judged_again(judged, monkeypatch):
     assert again.representations == whole.representations
     judged(replace(asked, seeds=(3,)), before=first)  # other seeds: nothing can be taken over
     assert names[3:] == ["raw", "anonymized", "downsample4x"]
+
+
+def test_on_two_cores_the_next_representation_is_begun_and_nothing_else_changes(judged, monkeypatch):
+    """The answers are those of one core; while the last networks of one learn, the next one's are queued."""
+    asked = Suite("identity", ("identity",), ("raw", "downsample4x", "anonymized"), ONE, retrieval=False)
+    alone, _ = judged(asked)
+    order, begin = [], attacks.Workshop.begin
+
+    def watched(self, jobs):
+        order.append("begun")
+        taken = begin(self, jobs)
+        return lambda: order.append("taken") or taken()
+
+    monkeypatch.setattr(attacks.Workshop, "begin", watched)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        together, _ = judged(asked)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert together.representations == alone.representations
+    assert order == ["begun", "begun", "taken", "begun", "taken", "taken"]
 
 
 def test_a_failure_beside_others_stops_them(judged, monkeypatch):
