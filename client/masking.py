@@ -33,6 +33,7 @@ from spact_models.checkpoint import write_atomically
 from spact_models.errors import UserError
 from spact_models.noise import ROUNDING_HEADROOM, SecretStream
 from spact_models.ring import TAUGHT, FixedPoint, Words, encoded_update, mask
+from spact_models.secure_fields import blob, blobs, members_of, names
 from spact_models.settings import Settings
 
 log = logging.getLogger("fedspact.site")
@@ -152,13 +153,14 @@ class SecureSite:
         """The neighbours' shares, before the round is played. After this no other request of the round is played."""
         execution, session = self._at("shares", request)
         members = {member.name: member for member in _members(execution)}
-        present = _names(request, "present")
+        present = names(request, "present")
         if not set(present) <= set(members) or self._name not in present:
             raise BrokenProtocol("present: names somebody who is no member, or leaves this site out")
         self._check_enough(present, agreement.needed(session.threshold, len(members)))
         near = self._near(session, execution)
-        senders, sealed = _names(request, "senders"), _blobs(request, "sealed", None)
-        if senders != [name for name in near if name in present] or len(sealed) != len(senders):
+        senders = names(request, "senders")
+        sealed = blobs(request, "sealed", len(senders))
+        if senders != [name for name in near if name in present]:
             raise BrokenProtocol("senders: must be this site's neighbours among those present")
         secret = bytes.fromhex(execution.cipher_key)
         for sender, content in zip(senders, sealed, strict=True):
@@ -201,7 +203,7 @@ class SecureSite:
     def confirm(self, request: ConfigRecord) -> dict[str, Any]:
         """Sign whose updates are in the sum."""
         execution, session = self._at("masked", request)
-        summed = sorted(_names(request, "summed"))
+        summed = sorted(names(request, "summed"))
         if not set(summed) <= set(execution.present) or self._name not in summed:
             raise BrokenProtocol("summed: names somebody who was not there, or leaves this site out")
         members = _members(execution)
@@ -216,9 +218,10 @@ class SecureSite:
         execution, session = self._at("confirmed", request)
         members = _members(execution)
         text = agreement.summed_text(agreement.roster_digest(session, members), execution.summed)
-        signers, signatures = _names(request, "signers"), _blobs(request, "signatures", None)
-        if not set(signers) <= set(execution.summed) or len(signers) != len(signatures):
-            raise BrokenProtocol("signers: must be sites in the sum, each with one signature")
+        signers = names(request, "signers")
+        signatures = blobs(request, "signatures", len(signers))
+        if not set(signers) <= set(execution.summed):
+            raise BrokenProtocol("signers: must be sites in the sum")
         threshold = agreement.needed(session.threshold, len(members))
         for name, signature in zip(signers, signatures, strict=True):
             if not self._membership.signed(name, signature, text):
@@ -239,11 +242,11 @@ class SecureSite:
     def _near(self, session: Session, execution: Execution) -> list[str]:
         members = _members(execution)
         digest = agreement.roster_digest(session, members)
-        names = [member.name for member in members]
-        return agreement.neighbours_of(self._name, names, session.neighbours, digest)
+        everybody = [member.name for member in members]
+        return agreement.neighbours_of(self._name, everybody, session.neighbours, digest)
 
     def _session(self, request: ConfigRecord) -> Session:
-        (nonce,) = _blobs(request, "nonce", agreement.SESSION_BYTES)
+        nonce = blob(request, "nonce", agreement.SESSION_BYTES)
         number = request.get("round")
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise BrokenProtocol(f"round = {number!r:.40}, must be a whole number from 1")
@@ -264,9 +267,9 @@ class SecureSite:
             raise BrokenProtocol(f"asked out of turn: this site {now}, the request follows {stage!r}; each comes once")
 
     def _check_own(self, execution: Execution, members: Sequence[Member]) -> None:
-        names = [member.name for member in members]
+        named = [member.name for member in members]
         keys = [key for member in members for key in (member.cipher_key, member.mask_key)]
-        if len(set(names)) != len(names) or len(set(keys)) != len(keys):
+        if len(set(named)) != len(named) or len(set(keys)) != len(keys):
             raise BrokenProtocol("the list of members names a site or a key twice")
         own = next((member for member in members if member.name == self._name), None)
         sent = tuple(agreement.public_key(bytes.fromhex(key)) for key in (execution.cipher_key, execution.mask_key))
@@ -284,42 +287,13 @@ class SecureSite:
                 )
         return found
 
-    def _check_enough(self, names: Sequence[str], threshold: int) -> None:
+    def _check_enough(self, sites: Sequence[str], threshold: int) -> None:
         least = max(self._least, threshold)
-        if len(set(names)) < least:
+        if len(set(sites)) < least:
             raise UserError(
-                f"refused: {len(set(names))} sites in the sum, this site takes part where there are at least {least} "
+                f"refused: {len(set(sites))} sites in the sum, this site takes part where there are at least {least} "
                 "(refuse.min_sites, rounds.min_sites, secure.threshold)"
             )
-
-
-def members_of(record: ConfigRecord) -> list[Member]:
-    """The list of members in a message.
-
-    Raises:
-        BrokenProtocol: it is none.
-    """
-    names = _names(record, "names")
-    sizes = {"cipher_keys": agreement.KEY_BYTES, "mask_keys": agreement.KEY_BYTES, "signatures": None}
-    columns = [_blobs(record, key, size) for key, size in sizes.items()]
-    if any(len(column) != len(names) for column in columns):
-        raise BrokenProtocol("the list of members has columns of different lengths")
-    return [Member(*row) for row in zip(names, *columns, strict=True)]
-
-
-def _names(record: ConfigRecord, key: str) -> list[str]:
-    value = record.get(key)
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value) or len(set(value)) != len(value):
-        raise BrokenProtocol(f"{key} = {value!r:.80}, must be a list of different names")
-    return [str(name) for name in value]
-
-
-def _blobs(record: ConfigRecord, key: str, size: int | None) -> list[bytes]:
-    value = record.get(key)
-    listed: Any = value if isinstance(value, list) else [value]
-    if not all(isinstance(blob, bytes) and (size is None or len(blob) == size) for blob in listed):
-        raise BrokenProtocol(f"{key}: must be bytes{'' if size is None else f', {size} of them each'}")
-    return list(listed)
 
 
 def _members(execution: Execution) -> list[Member]:

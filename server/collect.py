@@ -13,9 +13,10 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from server.aggregate import RejectedUpdate, StreamingMean, checked_count, claimed_examples, widened
+from server.masked import masked_records
 from server.records import finite_metrics
 from server.robust import SpooledRule, bounded
-from server.secure_sum import SecureSum, Void, masked_records
+from server.secure_sum import SecureSum, Void
 from spact_models.settings import Settings
 
 LOG = logging.getLogger("fedspact.server")

@@ -8,31 +8,30 @@ void and nothing was opened. A share that is not the one that was dealt is found
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Array, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from server.aggregate import HEADER_BYTES, RejectedUpdate, check_names, parsed_header
+from server.aggregate import RejectedUpdate, check_names
 from server.join import TTL_MARGIN_SECONDS, error_text
+from server.masked import read_words
 from server.records import Dropped
 from server.wire import wire_bytes
 from spact_models import agreement
 from spact_models.agreement import BrokenProtocol, Member, Session
 from spact_models.exchange import BRANCHES
 from spact_models.ring import TAUGHT, FixedPoint, Words, mask
+from spact_models.secure_fields import blob, blobs, member_of, names, untrusted_of
 from spact_models.settings import Settings
 
 LOG = logging.getLogger("fedspact.server")
 PURPOSE = "secure."  # of the queries: secure.keys, secure.shares, secure.confirm, secure.unmask
-WORD_DTYPE = "<u4"
 
 
 class Void(Exception):
@@ -114,7 +113,7 @@ class SecureSum:
         self.members, self._nodes, self._dealt = [], {}, {}
 
         def use(node: int, answer: ConfigRecord) -> None:
-            self.members.append(_member(self._name(node), answer))
+            self.members.append(member_of(answer, self._name(node)))
             self._nodes[self._name(node)] = node
 
         self._ask(grid, "keys", {node: {} for node in nodes}, use)
@@ -133,7 +132,7 @@ class SecureSum:
 
         def use(node: int, answer: ConfigRecord) -> None:
             if "untrusted" in answer:
-                complaints[node] = _told_reasons(answer, self._nodes)
+                complaints[node] = untrusted_of(answer, self._nodes)
             else:
                 self._dealt[self._name(node)] = self._read_dealt(self._name(node), answer)
 
@@ -201,7 +200,7 @@ class SecureSum:
         seeds: dict[str, dict[str, bytes]] = {}
 
         def confirmed(node: int, answer: ConfigRecord) -> None:
-            signatures[self._name(node)] = _blob(answer, "signature", None)
+            signatures[self._name(node)] = blob(answer, "signature")
 
         self._ask(grid, "confirm", nodes, confirmed)
         self._demand(len(signatures), "have confirmed who is in the sum")
@@ -269,23 +268,25 @@ class SecureSum:
             raise Void(f"secure aggregation: {count} sites {what}, {self.least} needed")
 
     def _near(self, name: str) -> list[str]:
-        names = [member.name for member in self.members]
+        everybody = [member.name for member in self.members]
         digest = agreement.roster_digest(self.session, self.members)
-        return agreement.neighbours_of(name, names, self.session.neighbours, digest)
+        return agreement.neighbours_of(name, everybody, self.session.neighbours, digest)
 
     def _holders(self, name: str) -> list[str]:
         return sorted([*self._near(name), name])
 
     def _read_dealt(self, name: str, answer: ConfigRecord) -> Dealt:
         near, holders = self._near(name), self._holders(name)
-        sealed = _blobs(answer, "sealed", len(near))
-        digests = {kind: _blobs(answer, f"{kind}_digests", len(holders)) for kind in ("key", "seed")}
+        sealed = blobs(answer, "sealed", len(near))
+        digests = {
+            kind: blobs(answer, f"{kind}_digests", len(holders), agreement.KEY_BYTES) for kind in ("key", "seed")
+        }
         if answer.get("holders") != near:
             raise BrokenProtocol("shares dealt to others than its neighbours")
         return Dealt(
             dict(zip(near, sealed, strict=True)),
             {kind: dict(zip(holders, values, strict=True)) for kind, values in digests.items()},
-            _blob(answer, "commitment", agreement.KEY_BYTES),
+            blob(answer, "commitment", agreement.KEY_BYTES),
         )
 
     def _collect(
@@ -297,17 +298,16 @@ class SecureSum:
     ) -> None:
         """One site's shares, each held against the digest that its owner gave."""
         for kind, kept in (("key", keys), ("seed", seeds)):
-            owners = answer.get(f"{kind}_owners")
-            if not isinstance(owners, list):
-                raise BrokenProtocol(f"{kind}_owners: must be a list of names")
-            for owner, share in zip(owners, _blobs(answer, f"{kind}_shares", len(owners)), strict=True):
-                dealt = self._dealt.get(str(owner))
+            owners = names(answer, f"{kind}_owners")
+            shares = blobs(answer, f"{kind}_shares", len(owners), agreement.KEY_BYTES)
+            for owner, share in zip(owners, shares, strict=True):
+                dealt = self._dealt.get(owner)
                 expected = None if dealt is None else dealt.digests[kind].get(holder)
-                found = agreement.share_digest(self.session, kind, str(owner), holder, share)
+                found = agreement.share_digest(self.session, kind, owner, holder, share)
                 if expected is None or not agreement.same(found, expected):
                     LOG.warning("site %s: its share of %s's %s is not the one that was dealt", holder, owner, kind)
                     continue
-                kept.setdefault(str(owner), {})[holder] = share
+                kept.setdefault(owner, {})[holder] = share
 
     def _unmask(self, seeds: Mapping[str, Mapping[str, bytes]], keys: Mapping[str, Mapping[str, bytes]]) -> None:
         """Take every mask out of the sum that does not cancel."""
@@ -355,68 +355,3 @@ class SecureSum:
             if taught[prefix]:
                 out[name] = (grid.decoded(words) / taught[prefix]).to(torch.float32)
         return out
-
-
-def read_words(name: str, array: Array, shape: tuple[int, ...]) -> Words:
-    """A masked array on the message's own bytes.
-
-    Raises:
-        RejectedUpdate: not a plain array of 32-bit words of the expected shape.
-    """
-    if array.stype != "numpy.ndarray":
-        raise RejectedUpdate(f"{name} is serialised as {array.stype!r:.40}, must be 'numpy.ndarray'")
-    length = 10 + int.from_bytes(array.data[8:10], "little")
-    try:
-        found, fortran, dtype, start = parsed_header(array.data[: min(length, HEADER_BYTES)])
-    except Exception as error:  # whatever a stranger's bytes make of the parser, the answer is the same
-        raise RejectedUpdate(f"{name} is not a numpy array ({error})") from None
-    if dtype.str != WORD_DTYPE or found != shape or (fortran and len(shape) > 1):
-        raise RejectedUpdate(f"{name} is {dtype} of shape {found}, must be masked: 32-bit words of shape {shape}")
-    count = math.prod(shape)
-    if len(array.data) != start + 4 * count:
-        raise RejectedUpdate(f"{name} has {len(array.data) - start} bytes, must be {4 * count}")
-    return np.frombuffer(array.data, WORD_DTYPE, count, start).reshape(shape)
-
-
-def masked_records(content: RecordDict) -> tuple[ArrayRecord, ArrayRecord]:
-    """A reply's masked update and counts.
-
-    Raises:
-        RejectedUpdate: one of the two is not there.
-    """
-    update, taught = content.array_records.get("update"), content.array_records.get(TAUGHT)
-    if update is None or taught is None:
-        raise RejectedUpdate("the reply lacks the record 'update' or 'taught'")
-    return update, taught
-
-
-def _told_reasons(answer: ConfigRecord, known: Collection[str]) -> dict[str, str]:
-    names, why = answer.get("untrusted"), answer.get("reasons")
-    fine = isinstance(names, list) and isinstance(why, list) and len(names) == len(why) and set(names) <= set(known)
-    if not fine:
-        raise BrokenProtocol("untrusted: must be names of members, with a reason each")
-    assert isinstance(names, list)
-    assert isinstance(why, list)
-    return {str(name): str(reason)[:200] for name, reason in zip(names, why, strict=True)}
-
-
-def _member(name: str, answer: ConfigRecord) -> Member:
-    if answer.get("name") != name:
-        raise BrokenProtocol(f"it calls itself {answer.get('name')!r:.80}")
-    cipher_key, mask_key = (_blob(answer, key, agreement.KEY_BYTES) for key in ("cipher_key", "mask_key"))
-    return Member(name, cipher_key, mask_key, _blob(answer, "signature", None))
-
-
-def _blob(answer: ConfigRecord, key: str, size: int | None) -> bytes:
-    value = answer.get(key)
-    if not isinstance(value, bytes) or (size is not None and len(value) != size) or len(value) > HEADER_BYTES:
-        raise BrokenProtocol(f"{key}: must be {size or 'some'} bytes")
-    return value
-
-
-def _blobs(answer: ConfigRecord, key: str, count: int) -> Sequence[bytes]:
-    value = answer.get(key)
-    listed: list[Any] = value if isinstance(value, list) else []
-    if len(listed) != count or not all(isinstance(blob, bytes) and len(blob) <= HEADER_BYTES for blob in listed):
-        raise BrokenProtocol(f"{key}: must be a list of {count} byte strings")
-    return listed

@@ -114,7 +114,7 @@ def peak_memory(megabytes: float, side: str, sites: int = 16) -> float:
 
 
 def _peak(side: str, sites: int, megabytes: float) -> float:
-    from server.secure_sum import read_words
+    from server.masked import read_words
     from spact_models.noise import SecretStream
     from spact_models.ring import encoded_update
 
