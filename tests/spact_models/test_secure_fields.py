@@ -36,10 +36,8 @@ def test_nothing_but_a_refusal_comes_of_nonsense(record):
 
 
 def test_what_is_right_comes_out_as_it_went_in():
-    assert members_of(GOOD) == [
-        Member("north", bytes(32), b"b" * 32, b"s"),
-        Member("south", b"a" * 32, b"c" * 32, b"t"),
-    ]
+    north, south = Member("north", bytes(32), b"b" * 32, b"s"), Member("south", b"a" * 32, b"c" * 32, b"t")
+    assert members_of(GOOD) == [north, south]
     assert member_of(GOOD, "north") == north
     assert untrusted_of(GOOD, ["south"]) == {"south": "why"}
 
