@@ -95,7 +95,10 @@ def _described(entry: Mapping[str, Any]) -> str:
     when = f"{entry['time']!s:.20}"
     if "arrays" in entry:
         shown = f"round {entry['round']:>4}  {len(entry['arrays']):>4} arrays  {entry['bytes']:>12,} bytes"
-        return f"{when}  {shown}  sha256 {entry['sha256'][:16]}…"
+        masked = "  masked" if entry.get("masked") else ""
+        return f"{when}  {shown}  sha256 {entry['sha256'][:16]}…{masked}"
     figures = entry.get("figures")
     told = f"  figures: {', '.join(map(str, figures))}" if isinstance(figures, dict) else ""
-    return f"{when}  {entry.get('kind', 'entry')!s:.40}{told}"
+    size = f"  {entry['bytes']:,} bytes" if isinstance(entry.get("bytes"), int) else ""
+    number = f"round {entry['round']:>4}  " if isinstance(entry.get("round"), int) else ""
+    return f"{when}  {number}{entry.get('kind', 'entry')!s:.40}{told}{size}"

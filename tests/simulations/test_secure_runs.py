@@ -78,6 +78,17 @@ def test_masked_is_plain_to_the_steps_of_the_ring(federate):
     check_nothing_in_the_open(grid, masked, files)
 
 
+def test_a_sites_people_can_read_what_left(federate, capsys):
+    _, _, _, files = federate("read", {**SECURE, "rounds.minimax": 0})
+    assert main(["site", "ledger", str(files[0])]) == 0
+    shown = capsys.readouterr().out
+    assert "masked" in shown
+    for stage in ("keys", "shares", "confirm", "unmask"):
+        assert f"round    1  secure.{stage}  " in shown
+    assert "1 updates" in shown
+    assert "4 other entries" in shown
+
+
 def check_nothing_in_the_open(grid, run, files):
     sent = 0
     for message, reply in grid.passed:
