@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 from spact_models.checkpoint import write_atomically
 from spact_models.errors import UserError
@@ -16,6 +17,7 @@ from spact_models.errors import UserError
 FILE = "audit.json"
 FORMAT, VERSION = "fedspact-audit", 1
 RESAMPLES = 2000
+RESAMPLED_AUCS = 500  # each takes a sort
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,19 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     drawn = np.random.default_rng(seed).choice(np.asarray(values, float), (RESAMPLES, len(values)))
     low, high = np.quantile(drawn.mean(axis=1), [0.025, 0.975])
     return float(low), float(high)
+
+
+def auc_with_interval(truth: np.ndarray, scores: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """AUC and its 95 % bootstrap interval over the last axis: (V,), or (S, V) of S attacks on the same V videos."""
+    rng, count = np.random.default_rng(seed), truth.shape[-1]
+    drawn = []
+    for _ in range(RESAMPLED_AUCS):
+        pick = rng.integers(0, count, count)
+        chosen = truth[..., pick].reshape(-1)
+        if chosen.any() and not chosen.all():
+            drawn.append(roc_auc_score(chosen, scores[..., pick].reshape(-1)))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(roc_auc_score(truth.reshape(-1), scores.reshape(-1))), float(low), float(high)
 
 
 def table(findings: Sequence[Finding]) -> str:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
 from torch import nn
 from torch.nn import functional
 
+from simulations.audit.findings import auc_with_interval
 from spact_models.judge import Judge
 from spact_models.judge_set import JudgeSet
 from spact_models.views import to_float_BCTHW
@@ -86,28 +87,21 @@ def scores(sure_V: np.ndarray, others_SV: np.ndarray, new_SV: np.ndarray) -> np.
     return out
 
 
-def judged(score_V: np.ndarray, member_V: np.ndarray, seed: int = 0) -> Membership:
-    """AUC with its interval, and the share of members caught at 1 % false alarms."""
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(500):
-        pick = rng.integers(0, len(score_V), len(score_V))
-        if 0 < member_V[pick].sum() < len(pick):
-            drawn.append(roc_auc_score(member_V[pick], score_V[pick]))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    false, true, _ = roc_curve(member_V, score_V)
+def judged(scores: np.ndarray, member: np.ndarray) -> Membership:
+    """AUC with its interval over the videos, and the share of members caught at 1 % false alarms; (V,) or (S, V)."""
+    auc, low, high = auc_with_interval(member, scores)
+    false, true, _ = roc_curve(member.reshape(-1), scores.reshape(-1))
     caught = float(true[np.searchsorted(false, FALSE_ALARMS, side="right") - 1])
-    return Membership(float(roc_auc_score(member_V, score_V)), caught, float(low), float(high))
+    return Membership(auc, caught, low, high)
 
 
 def against_shadows(sure_SV: np.ndarray, known_SV: np.ndarray) -> Membership:
     """Each shadow in turn is the attacked one, the others calibrate; all answers together."""
-    found, truth = [], []
+    found = []
     for number in range(len(sure_SV)):
         rest = [other for other in range(len(sure_SV)) if other != number]
         found.append(scores(sure_SV[number], sure_SV[rest], ~known_SV[rest]))
-        truth.append(known_SV[number])
-    return judged(np.concatenate(found), np.concatenate(truth))
+    return judged(np.stack(found), known_SV)
 
 
 def against(

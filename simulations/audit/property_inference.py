@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -25,6 +24,7 @@ from client.training import RoundTask, local_round
 from client.video.cache import FrameCache
 from client.video.loader import ClipLoader
 from client.video.rows import Row
+from simulations.audit.findings import auc_with_interval
 from spact_models.exchange import difference, snapshot
 from spact_models.networks import Networks
 from spact_models.noise import KEY_BYTES
@@ -88,13 +88,7 @@ def auc_of(updates_ND: np.ndarray, held_N: np.ndarray, seed: int) -> tuple[float
         attacker = make_pipeline(PCA(parts, random_state=0), StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
         attacker.fit(updates_ND[train], held_N[train])
         scores[test] = attacker.decision_function(updates_ND[test])
-    drawn = []
-    for _ in range(500):
-        pick = rng.integers(0, len(held_N), len(held_N))
-        if 0 < held_N[pick].sum() < len(pick):
-            drawn.append(roc_auc_score(held_N[pick], scores[pick]))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(roc_auc_score(held_N, scores)), float(low), float(high)
+    return auc_with_interval(held_N, scores, seed)
 
 
 def summed(updates_ND: np.ndarray, members: int, rng: np.random.Generator) -> np.ndarray:
