@@ -120,6 +120,12 @@ def plan_set(config: SynthConfig) -> tuple[list[Scene], list[Look]]:
     return scenes, cast
 
 
+def planned_rows(config: SynthConfig, out: Path) -> list[Row]:
+    """The manifest that :func:`synthesize` would write, before anything is filmed."""
+    scenes, cast = plan_set(config)
+    return [_row(config, scene, cast[scene.identity], out) for scene in scenes]
+
+
 def film(config: SynthConfig, scene: Scene, look: Look) -> Iterator[NDArray[np.uint8]]:
     """The frames of one clip, uint8 (size, size, 3) RGB, as the camera gives them to the encoder."""
     for frame_HWC, _ in film_with_boxes(config, scene, look):

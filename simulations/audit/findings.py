@@ -17,7 +17,7 @@ from spact_models.errors import UserError
 FILE = "audit.json"
 FORMAT, VERSION = "fedspact-audit", 1
 RESAMPLES = 2000
-RESAMPLED_AUCS = 500  # each takes a sort
+RESAMPLED_AUCS = 300  # each takes a sort
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ from simulations.laboratory import readable, settings_from
 from simulations.partition import load_rows, partition
 from simulations.protocols.bench import BLACKENED
 from simulations.protocols.sets import attackable
-from simulations.synthetic import SynthConfig, synthesize
+from simulations.synthetic import SynthConfig, planned_rows, synthesize
 from spact_models import __version__
 from spact_models.attackers import ATTACKERS
 from spact_models.errors import UserError
 from spact_models.obfuscations import OBFUSCATIONS
 from spact_models.seeds import pick_device
-from spact_models.settings import Settings
+from spact_models.settings import Settings, SimulationConfig
 
 RAW = "raw"
 LEAST_VIDEOS = 2  # of a site: a pair of views needs another video to differ from
@@ -42,7 +42,7 @@ def compare(args: argparse.Namespace) -> int:
     folder = ComparisonFolder(args.out)
     workers = _workers(args.workers, settings)
     with folder.held():
-        manifest = _manifest(args, folder)
+        manifest = _manifest(args, folder, settings)
         rows = load_rows(manifest, settings.simulation, settings.seed)
         views = None if args.views is None else read_rows(args.views, must_exist=False)
         plan = _plan(args, settings, manifest, rows)
@@ -143,11 +143,10 @@ def check_plan(plan: Plan, rows: Sequence[Row]) -> None:
         return
     for seed in plan.seeds:
         for name in plan.partitions:
-            _check_partition(plan, rows, seed, name)
+            _check_partition(plan.settings_of(Cell(FEDERATED, seed, name)).simulation, rows, seed, name)
 
 
-def _check_partition(plan: Plan, rows: Sequence[Row], seed: int, name: str) -> None:
-    config = plan.settings_of(Cell(FEDERATED, seed, name)).simulation
+def _check_partition(config: SimulationConfig, rows: Sequence[Row], seed: int, name: str) -> None:
     try:
         shares = partition(rows, config, seed)
     except UserError as error:
@@ -161,7 +160,7 @@ def _check_partition(plan: Plan, rows: Sequence[Row], seed: int, name: str) -> N
             )
 
 
-def _manifest(args: argparse.Namespace, folder: ComparisonFolder) -> Path:
+def _manifest(args: argparse.Namespace, folder: ComparisonFolder, settings: Settings) -> Path:
     if args.data is not None:
         if not args.data.is_file():
             raise UserError(f"--data {args.data}: does not exist; write a manifest with `fedspact index`")
@@ -170,8 +169,13 @@ def _manifest(args: argparse.Namespace, folder: ComparisonFolder) -> Path:
         raise UserError("--data: is missing; name a manifest, or add --quick to compare on videos made for it")
     made = folder.path / "synthetic" / "manifest.csv"
     if not made.is_file():  # the manifest is written last: a set with one is complete
-        sites = args.sites if args.sites is not None else SynthConfig().sites
-        synthesize(SynthConfig(sites=sites), made.parent, force=True)
+        config = SynthConfig(sites=args.sites if args.sites is not None else SynthConfig().sites)
+        rows = planned_rows(config, made.parent)
+        for name in parse_names("--partitions", args.partitions or flags.QUICK_PARTITIONS):  # before a minute's filming
+            dealt = replace(settings.simulation, partition_by=name, sites=config.sites)
+            for seed in parse_seeds(args.seeds or flags.QUICK_SEEDS):
+                _check_partition(dealt, rows, seed, name)
+        synthesize(config, made.parent, force=True)
     return made
 
 

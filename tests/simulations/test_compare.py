@@ -16,6 +16,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from client.video.rows import Row, read_rows, write_rows
+from fedspact import main
 from server.runs import RunFolder
 from simulations import compare
 from simulations.compare import cell as cell_module
@@ -431,3 +432,11 @@ def test_a_cell_that_cannot_be_made_is_named_with_its_reason(squares, tmp_path, 
     log = folder.log_path(cell)
     with pytest.raises(UserError, match=r"cell centralized-seed0: .*data\.csv: cannot be read"):
         make_cells([Order(plan, cell, folder.path, tmp_path / "cache", log)], workers=1)
+
+
+def test_a_partition_that_cannot_be_is_said_before_a_minutes_filming(tmp_path, capsys):
+    assert main(["compare", "--quick", "--out", str(tmp_path / "out"), "--partitions", "nonsense"]) == 2
+    assert (
+        "--partitions nonsense, seed 0: simulation.partition_by = 'nonsense', must be one of" in capsys.readouterr().err
+    )
+    assert not list((tmp_path / "out").rglob("*.mp4"))

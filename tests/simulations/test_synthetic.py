@@ -15,7 +15,7 @@ from client.video.boxes import person_mask, read_boxes
 from client.video.decode import decode_video, probe
 from client.video.rows import Row, class_names, read_rows
 from simulations import synthetic, synthetic_camera
-from simulations.synthetic import SynthConfig, film, film_with_boxes, plan_set, synthesize
+from simulations.synthetic import SynthConfig, film, film_with_boxes, plan_set, planned_rows, synthesize
 from simulations.synthetic_camera import MARGIN, shake
 from simulations.synthetic_look import MAX_IDENTITIES, VALUES, Look
 from simulations.synthetic_motion import ACTIONS, draw_manner, pose_at
@@ -369,3 +369,10 @@ def test_the_verb_films_and_says_where(tmp_path: Path, capsys: pytest.CaptureFix
     rows = read_rows(out / "manifest.csv")
     assert len(rows) == 24
     assert len({row.attributes["identity"] for row in rows}) == 3
+
+
+def test_the_planned_rows_are_those_of_the_manifest(tmp_path):
+    config = SynthConfig(clips=24, identities=4, sites=2, frames=4, size_px=32)
+    made = read_rows(synthesize(config, tmp_path / "set", workers=1, progress=False))
+    planned = planned_rows(config, tmp_path / "set")
+    assert sorted(planned, key=lambda row: row.path) == sorted(made, key=lambda row: row.path)
