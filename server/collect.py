@@ -128,13 +128,11 @@ class SecureCollector:
     """Single updates are masked: they are added, and the sum is opened when all are there.
 
     Args:
-        settings: the run's.
         secure: the round's sum, begun.
         grid: over which the sites are asked to open it.
     """
 
-    def __init__(self, settings: Settings, secure: SecureSum, grid: Grid) -> None:
-        self._settings = settings
+    def __init__(self, secure: SecureSum, grid: Grid) -> None:
         self._secure = secure
         self._grid = grid
 

@@ -72,8 +72,7 @@ class SecureSum:
         self._shapes = dict(shapes)
         self._name = name
         self._drop = drop
-        nonce = os.urandom(agreement.SESSION_BYTES)
-        self.session = Session.of(settings.secure, federation, server_round, nonce, settings.coordinate_bound)
+        self.session = Session.of(settings.secure, federation, server_round, b"", settings.coordinate_bound)
         self.members: list[Member] = []
         self.present: list[str] = []  # those who have dealt their shares
         self.summed: list[str] = []  # those whose masked updates are in the sum
@@ -81,6 +80,7 @@ class SecureSum:
         self.bytes_down = 0
         self._nodes: dict[str, int] = {}
         self._dealt: dict[str, Dealt] = {}
+        self._roster = b""  # the digest of the members with their keys
         self._sum: dict[str, Words] = {}
 
     @property
@@ -104,7 +104,7 @@ class SecureSum:
                 break
             for name, reason in untrusted.items():
                 self._lose(self._nodes[name], f"secure aggregation: most sites do not trust its keys: {reason}")
-            asked = [node for node in asked if self._name(node) not in untrusted]
+            asked = [node for name, node in self._nodes.items() if name not in untrusted]  # who is lost stays lost
         self._demand(len(self.present), "have dealt their shares")
         return [self._nodes[name] for name in self.present]
 
@@ -118,6 +118,7 @@ class SecureSum:
 
         self._ask(grid, "keys", {node: {} for node in nodes}, use)
         self.members.sort(key=lambda member: member.name)
+        self._roster = agreement.roster_digest(self.session, self.members)
         self._demand(len(self.members), "have sent their keys")
 
     def _exchange_shares(self, grid: Grid) -> dict[str, str]:
@@ -269,8 +270,7 @@ class SecureSum:
 
     def _near(self, name: str) -> list[str]:
         everybody = [member.name for member in self.members]
-        digest = agreement.roster_digest(self.session, self.members)
-        return agreement.neighbours_of(name, everybody, self.session.neighbours, digest)
+        return agreement.neighbours_of(name, everybody, self.session.neighbours, self._roster)
 
     def _holders(self, name: str) -> list[str]:
         return sorted([*self._near(name), name])

@@ -176,7 +176,7 @@ class FedSPAct(Strategy):
         except Void as void:
             self._void_reason = str(void)
             return {}
-        self._collector = SecureCollector(self._settings, secure, grid)
+        self._collector = SecureCollector(secure, grid)
         return {node: {"secure": secure.request(node)} for node in nodes}
 
     def aggregate_train(
@@ -211,8 +211,9 @@ class FedSPAct(Strategy):
     @property
     def _update_bound(self) -> float:
         """L2 of a site's update in the open round; 0: none."""
-        adaptive = self._budget is not None and self._settings.dp.adaptive_quantile > 0
-        return self._budget.clip_norm if self._budget is not None and adaptive else self._settings.update_bound
+        if self._budget is not None and self._settings.dp.unit == "site":
+            return self._budget.clip_norm  # the settings', or where an adaptive one has come to
+        return self._settings.update_bound
 
     def _collected(self) -> Collected:
         """What the replies come to; nothing where they are too few."""

@@ -75,7 +75,6 @@ class Case:
 
 def invert_updates(case: Case, on_step: Callable[[], object]) -> Iterator[Finding]:
     """Clips restored from one step's update: one clip, the run's batch, then clipped, noised and summed."""
-
     held = _held(case, [row for row in case.train if row.action is not None], clips=1)
     rng = torch.Generator().manual_seed(case.seed)
     order = torch.randperm(held.videos, generator=rng).tolist()
@@ -124,7 +123,6 @@ def invert_updates(case: Case, on_step: Callable[[], object]) -> Iterator[Findin
 
 
 def _restored_finding(condition: str, told: Any, guess: float) -> Finding:
-
     low, high = interval(told.ssim) if len(told.ssim) > 1 else (None, None)
     more = {
         "psnr_db": sum(told.psnr_db) / len(told.psnr_db),
@@ -135,12 +133,11 @@ def _restored_finding(condition: str, told: Any, guess: float) -> Finding:
 
 def infer_membership(case: Case, on_step: Callable[[], object]) -> Iterator[Finding]:
     """Which videos f_T was trained on."""
-
     rows = [row for row in case.rows if row.action in case.classes]
     held = _held(case, rows, case.settings.judge.train_clips).through(case.networks.anonymizer, case.device)
     action = cast(ActionName, case.settings.networks.action)
     judge = Judge(case.settings.judge, action, case.device, case.seed, on_step=on_step)
-    sure, known = membership.shadows(held, judge, case.budget.shadows, case.seed, lambda: None)
+    sure, known = membership.shadows(held, judge, case.budget.shadows, case.seed)
     member = np.array([row.split == "train" for row in rows])
     exact = membership.against_shadows(sure, known)
     yield _membership_finding("shadow f_T's, halves of one set", exact)
@@ -153,14 +150,12 @@ def infer_membership(case: Case, on_step: Callable[[], object]) -> Iterator[Find
 
 
 def _membership_finding(condition: str, found: Any) -> Finding:
-
     more = {"found_at_1_percent_false_alarms": found.caught}
     return Finding("membership", condition, "auc", found.auc, found.auc_low, found.auc_high, 0.5, more)
 
 
 def infer_property(case: Case, on_step: Callable[[], object]) -> Iterator[Finding]:
     """Whether a site holds a person's videos."""
-
     person, rows = person_of(case)
     if person is None:
         case.not_measured.append(f"property: no column {case.column!r} with a value in at least 4 training videos")
@@ -202,7 +197,6 @@ def infer_property(case: Case, on_step: Callable[[], object]) -> Iterator[Findin
 
 def count_canaries(case: Case, on_step: Callable[[], object]) -> Iterator[Finding]:
     """What canaries prove of epsilon, beside what is claimed."""
-
     settings = case.settings
     if not settings.dp.on:
         case.not_measured.append("canary: the run promises no epsilon (dp.unit = 'none')")
@@ -221,14 +215,12 @@ def count_canaries(case: Case, on_step: Callable[[], object]) -> Iterator[Findin
 
 
 def _held(case: Case, rows: Sequence[Row], clips: int) -> JudgeSet:
-
     labels = torch.tensor([case.classes.index(row.action) if row.action in case.classes else -1 for row in rows])
     return build_set(rows, case.cache, case.settings.clip, Read(clips), {"action": labels})
 
 
 def _pictures(case: Case, held: JudgeSet) -> torch.Tensor:
     """What f_A's U-Net sees of each clip, (V, C, T, H, W) on the CPU: the attacks' truth."""
-
     f_A = case.networks.anonymizer
     surplus = held.lead_in_frames - f_A.history
     with torch.no_grad():
@@ -249,7 +241,11 @@ def expected_steps(case: Case, name: str) -> int:
 
 
 def person_of(case: Case) -> tuple[str | None, list[Row]]:
+    """Whom the property attack looks for, and the training rows that say who is in them; None: there is nobody.
 
+    Raises:
+        UserError: the person who was asked for stands in too few of them.
+    """
     rows = [row for row in case.train if row.attributes.get(case.column)]
     counts = Counter(row.attributes[case.column] for row in rows)
     if case.person is not None:

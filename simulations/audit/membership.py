@@ -8,7 +8,6 @@ easier or harder; against a shadow in turn both are halves of one set: the exact
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,9 +50,7 @@ def confidence(network: nn.Module, videos: JudgeSet, batch: int, device: torch.d
     return out
 
 
-def shadows(
-    videos: JudgeSet, judge: Judge, count: int, seed: int, on_done: Callable[[], object]
-) -> tuple[np.ndarray, np.ndarray]:
+def shadows(videos: JudgeSet, judge: Judge, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Train shadow f_T's; returns their confidences (S, V) and whom each has learned from (S, V)."""
     rng = np.random.default_rng(seed)
     known: list[np.ndarray] = []
@@ -67,7 +64,6 @@ def shadows(
         network = replace(judge, seed=seed + number).taught_action(only(videos, half))
         sure.append(confidence(network, videos, judge.config.batch, judge.device))
         known.append(half)
-        on_done()
     return np.stack(sure), np.stack(known)
 
 

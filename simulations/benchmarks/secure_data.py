@@ -24,10 +24,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from server.aggregate import StreamingMean
+from server.masked import read_words
 from simulations.benchmarks.aggregation_data import layers
 from simulations.benchmarks.secure_play import SecurePlay
 from spact_models.exchange import BRANCHES, expected_shapes
-from spact_models.ring import TAUGHT, FixedPoint, mask
+from spact_models.noise import SecretStream
+from spact_models.ring import TAUGHT, FixedPoint, encoded_update, mask
 from spact_models.run_config import load_settings
 
 MODULE = "simulations.benchmarks.secure_data"
@@ -82,23 +84,19 @@ def measure(sites: int, megabytes: float, lost: int, neighbours: int = 0) -> dic
     expected = plain.mean()
     apart = max(float((mean[name] - expected[name]).abs().max()) for name in mean)
     size = 4 * sum(math.prod(shape) for shape in shapes.values())
+    about = {"sites": sites, "megabytes": round(size / 1e6, 1), "lost": lost, "neighbours": neighbours or sites - 1}
+    seconds = {
+        "site_masks": clock["site"] / summed,
+        "site_short_messages": clock["short"] / sites,
+        "server_add_per_update": clock["add"] / summed,
+        "server_open": opening,
+        "plain_mean_per_update": clock["plain"] / summed,
+    }
+    short = (play.sum.bytes_up + play.sum.bytes_down) / sites
     return {
-        "sites": sites,
-        "megabytes": round(size / 1e6, 1),
-        "lost": lost,
-        "neighbours": neighbours or sites - 1,
-        "cpu_seconds": {
-            "site_masks": round(clock["site"] / summed, 3),
-            "site_short_messages": round(clock["short"] / sites, 4),
-            "server_add_per_update": round(clock["add"] / summed, 3),
-            "server_open": round(opening, 3),
-            "plain_mean_per_update": round(clock["plain"] / summed, 3),
-        },
-        "bytes": {
-            "masked_update": size,
-            "short_messages_per_site": round((play.sum.bytes_up + play.sum.bytes_down) / sites),
-            "plain_float16": size // 2,
-        },
+        **about,
+        "cpu_seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "bytes": {"masked_update": size, "short_messages_per_site": round(short), "plain_float16": size // 2},
         "apart_in_steps": round(apart / FixedPoint(1.0, sites).step, 3),
         "threads": torch.get_num_threads(),
     }
@@ -114,10 +112,6 @@ def peak_memory(megabytes: float, side: str, sites: int = 16) -> float:
 
 
 def _peak(side: str, sites: int, megabytes: float) -> float:
-    from server.masked import read_words
-    from spact_models.noise import SecretStream
-    from spact_models.ring import encoded_update
-
     weights = layers(megabytes)
     if side == "site":
         vectors = encoded_update(_update(weights, 0), FixedPoint(1.0, sites), SecretStream())

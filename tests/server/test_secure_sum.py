@@ -250,6 +250,13 @@ def test_a_site_that_only_the_server_knows_is_found_out(tmp_path):
     assert "most sites do not trust its keys: no such key in member_keys" in reasons(game)
 
 
+def test_who_was_lost_before_it_all_begins_again_is_not_asked_again(tmp_path):
+    game = Game(tmp_path, 6, lost_at={"site-4": "keys"})
+    del game.sites["site-0"]._membership.members["site-1"]
+    assert game.play()[1] == 4
+    assert [drop.name for drop in game.drops] == ["site-4", "site-1"]
+
+
 def test_a_site_that_trusts_too_few_stays_out_alone(tmp_path):
     game = Game(tmp_path)
     few = Membership("site-0", registered_key("site-0"), {"site-0": registered_key("site-0").public_key()})
