@@ -14,6 +14,9 @@ from spact_models.run_config import load_settings
 
 
 class Bar:
+    def set_postfix_str(self, text):
+        """Which representation is at work: nobody looks."""
+
     def update(self) -> None:
         pass
 
@@ -31,7 +34,8 @@ def test_blackened_people_are_to_be_restored_not_the_black(squares, fast, tmp_pa
     black = tuple(inversion.replace(held, clips_MTHWC=held.clips_MTHWC // 8) for held in pair)
     bench = Bench([], [], videos=pair, blackened=black)
     suite = Suite("identity", (), (BLACKENED,), ("frame-convnet",), retrieval=False, inversion=True)
-    found = attacks.attacked(suite, settings, bench, BLACKENED, by_name("raw"), torch.device("cpu"), Bar())
+    with attacks.Attacks(suite, settings, bench, torch.device("cpu"), Bar()) as attacked:
+        ((_, found),) = attacked.on({BLACKENED: by_name("raw")})
     (train, train_seen, test, test_seen, *_) = asked[0]
     assert train is pair[0]
     assert test is pair[1]

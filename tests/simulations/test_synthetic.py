@@ -372,7 +372,7 @@ def test_the_verb_films_and_says_where(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_the_planned_rows_are_those_of_the_manifest(tmp_path):
-    config = SynthConfig(clips=24, identities=4, sites=2, frames=4, size_px=32)
+    config = SynthConfig(clips=24, identities=4, sites=2, frames=8, size_px=32)
     made = read_rows(synthesize(config, tmp_path / "set", workers=1, progress=False))
     planned = planned_rows(config, tmp_path / "set")
     assert sorted(planned, key=lambda row: row.path) == sorted(made, key=lambda row: row.path)
