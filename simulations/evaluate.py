@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from client.video.cache import FrameCache
+    from client.video.rows import Row
     from server.runs import RunFolder
     from simulations.protocols.evaluation import Evaluation
     from simulations.protocols.model import Model
@@ -37,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", metavar="N|0,1,2", help="of the fresh networks (default: 3; --quick: 1)")
     parser.add_argument("--attackers", metavar="A,B", help="fresh attackers (default: the preset's)")
     parser.add_argument("--only", metavar="A,B", help="representations to judge (default: all)")
+    parser.add_argument(
+        "--delivered",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="judge what some tool made of the same videos, too; repeatable",
+    )
     parser.add_argument("--rounds", metavar="2,5,9", help="judge the checkpoints of these rounds, too")
     parser.add_argument("--quick", action="store_true", help="three representations, one seed; no retrieval of people")
     parser.add_argument("--recipe", metavar="NAME", help="ucf101-known, hmdb51-novel or pa-hmdb51 (with --root)")
@@ -72,10 +80,21 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or (args.model / FILE if args.model.is_dir() else None)
     file = _Output(out, manifest, args.recipe, args.force)
     data = _readable(data, cache, settings)
+    delivered = _delivered(args.delivered, data)
     print(f"protocol {suite.protocol}: {len(data.side('train'))} training and {len(data.side('test'))} test videos")
-    evaluation = _judge(model, settings, data, cache, device, suite, rounds, file)
+    evaluation = _judge(model, settings, data, cache, device, suite, rounds, file, delivered)
     _show(evaluation, out)
     return 0
+
+
+def _delivered(words: Sequence[str], data: Data) -> dict[str, list[Row]]:
+    from simulations.protocols.delivered import delivered_rows, parse
+    from simulations.protocols.suite import REPRESENTATIONS
+
+    folders = parse(words, REPRESENTATIONS)
+    if folders and not data.side("train"):
+        raise UserError("--delivered: the data hold no videos to which delivered files could belong")
+    return {name: delivered_rows(data.rows, folder) for name, folder in folders.items()}
 
 
 def _run_of(model: Model) -> RunFolder:
@@ -156,6 +175,7 @@ def _judge(
     suite: Suite,
     rounds: Sequence[int],
     file: _Output,
+    delivered: Mapping[str, Sequence[Row]],
 ) -> Evaluation:
     from simulations.protocols.rounds import draw_rounds, judge_rounds
     from simulations.protocols.suite import judge_suite
@@ -171,6 +191,7 @@ def _judge(
         attribute_rows=others,
         model=model.described,
         before=file.before,
+        delivered=delivered,
         on_done=file.write,
         on_restored=file.draw,
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from simulations.protocols.bench import BLACKENED, CROPS, IDENTITY, Bench, Pair, matchers
+from simulations.protocols.bench import CROPS, IDENTITY, Bench, Pair, matchers
 from simulations.protocols.evaluation import ACTION
 from simulations.protocols.figures import Found
 from spact_models.anonymizer import ClipTransform
@@ -77,13 +77,14 @@ def _jobs(
     """Release one representation; every fresh network that is to be let at it, the longest first."""
     named: Any = settings.networks  # a name that the settings have checked, where the judge wants literal types
     judge = Judge(settings.judge, named.action, device, 0, settings.precision, step)
-    raw = bench.blackened if name == BLACKENED else bench.videos
+    raw = bench.source(name)
     released = None if raw is None else (raw[0].through(transform, device), raw[1].through(transform, device))
     jobs: dict[tuple[str, str, int], Callable[[], Any]] = {}
     for seed in suite.seeds:
         seeded = replace(judge, seed=seed_for("judge", seed))
         if bench.videos is not None and released is not None:  # restored is what the camera saw, blackened or not
-            found = _video_jobs(suite, bench, seeded, bench.videos, released)
+            asked = replace(suite, inversion=suite.inversion and name not in bench.delivered)
+            found = _video_jobs(asked, bench, seeded, bench.videos, released)
             jobs |= {(*key, seed): job for key, job in found.items()}
         if bench.attributed is not None and (seen := _seen(bench, released, name, transform, device)) is not None:
             for attacker in on_attributes(suite, seen):
@@ -151,8 +152,8 @@ def _seen(
     if released is not None and bench.videos is not None and _same_clips(bench.attributed, bench.videos):
         pairs = zip(released, bench.attributed, strict=True)
         return tuple(replace(held, attributes_VA=labels.attributes_VA) for held, labels in pairs)  # type: ignore[return-value]
-    if name == BLACKENED or transform.history > bench.attributed[0].lead_in_frames:
-        note = f"attributes of {name}: still images hold no motion and no boxes"
+    if bench.other_files(name) or transform.history > bench.attributed[0].lead_in_frames:
+        note = f"attributes of {name}: not of still images, which hold no motion, no boxes and no delivered files"
         if note not in bench.not_measured:
             bench.not_measured.append(note)
         return None

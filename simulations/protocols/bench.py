@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from client.video.cache import FrameCache
@@ -34,14 +35,30 @@ class Bench:
     labels: list[str] = field(default_factory=list)  # yes-or-no attributes
     videos: Pair | None = None
     blackened: Pair | None = None
+    delivered: dict[str, Callable[[], Pair]] = field(default_factory=dict)  # read when their turn comes
     attributed: Pair | None = None  # where the attributes are; the videos themselves, or other rows
     retrieval: bool = False
     crops: bool = False
     not_measured: list[str] = field(default_factory=list)
 
+    def source(self, name: str) -> Pair | None:
+        """What a representation is made from: the raw videos, those with people blackened, or delivered files."""
+        if name in self.delivered:
+            return self.delivered[name]()
+        return self.blackened if name == BLACKENED else self.videos
+
+    def other_files(self, name: str) -> bool:
+        """Whether it is made from something that exists of the videos alone, and not of still images."""
+        return name == BLACKENED or name in self.delivered
+
 
 def set_up(
-    suite: Suite, settings: Settings, rows: Sequence[Row], attribute_rows: Sequence[Row] | None, cache: FrameCache
+    suite: Suite,
+    settings: Settings,
+    rows: Sequence[Row],
+    attribute_rows: Sequence[Row] | None,
+    cache: FrameCache,
+    delivered: Mapping[str, Sequence[Row]] | None = None,
 ) -> Bench:
     """Find out what can be asked, and read the raw sets."""
     videos = [row for row in rows if not row.is_image]
@@ -55,9 +72,12 @@ def set_up(
         if not boxes and (suite.crops or BLACKENED in suite.representations):
             for what in [*(CROPS if suite.crops else ()), *([BLACKENED] if BLACKENED in suite.representations else [])]:
                 bench.not_measured.append(f"{what}: the manifest gives no boxes for some of the videos")
-        bench.videos = _read(suite, settings, bench, cache)
+        bench.videos = _read(suite, settings, bench, cache, (bench.train, bench.test))
         if boxes and BLACKENED in suite.representations:
-            bench.blackened = _read(suite, settings, bench, cache, blackened=True)
+            bench.blackened = _read(suite, settings, bench, cache, (bench.train, bench.test), blackened=True)
+        for name, files in (delivered or {}).items():
+            sides = tuple([row for row in files if row.split == split] for split in ("train", "test"))
+            bench.delivered[name] = partial(_read, suite, settings, bench, cache, sides)
     else:
         bench.not_measured.append("action, identity, retrieval: no videos in training or in test")
         if suite.inversion:
@@ -88,7 +108,14 @@ def _ask_videos(suite: Suite, bench: Bench) -> None:
         bench.not_measured.append("retrieval: needs two videos in training and in test")
 
 
-def _read(suite: Suite, settings: Settings, bench: Bench, cache: FrameCache, blackened: bool = False) -> Pair:
+def _read(
+    suite: Suite,
+    settings: Settings,
+    bench: Bench,
+    cache: FrameCache,
+    sides: Sequence[Sequence[Row]],
+    blackened: bool = False,
+) -> Pair:
     halves = bench.retrieval and any(ATTACKERS[name].reach == "video" for name in matchers(suite))
     asked = {**({ACTION: bench.actions} if bench.actions else {}), **bench.tasks}
 
@@ -97,7 +124,8 @@ def _read(suite: Suite, settings: Settings, bench: Bench, cache: FrameCache, bla
         wanted = Read(clips, halves=halves, masks=bench.crops, blackened=blackened)
         return build_set(rows, cache, settings.clip, wanted, labels)
 
-    return read(bench.train, settings.judge.train_clips), read(bench.test, settings.judge.test_clips)
+    train, test = sides
+    return read(train, settings.judge.train_clips), read(test, settings.judge.test_clips)
 
 
 def _ask_attributes(suite: Suite, settings: Settings, bench: Bench, rows: Sequence[Row], cache: FrameCache) -> None:

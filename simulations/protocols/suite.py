@@ -19,6 +19,7 @@ from client.video.cache import FrameCache
 from client.video.rows import Row
 from simulations.protocols.attacks import Attacks, steps
 from simulations.protocols.bench import ANONYMIZED, BLACKENED, CROPS, Bench, set_up
+from simulations.protocols.delivered import digest
 from simulations.protocols.evaluation import ACTION, Evaluation, known, now
 from simulations.protocols.figures import Hits, hits_of, represented, retrieval_chance
 from spact_models import __version__
@@ -74,6 +75,7 @@ def judge_suite(
     progress: bool = True,
     model: Mapping[str, Any] | None = None,
     before: Evaluation | None = None,
+    delivered: Mapping[str, Sequence[Row]] | None = None,
     on_done: Callable[[Evaluation], object] = lambda _: None,
     on_restored: Callable[[str, Stills], object] = lambda *_: None,
 ) -> tuple[Evaluation, Hits]:
@@ -83,20 +85,31 @@ def judge_suite(
     cannot answer is left out and named in ``not_measured``. Representations that ``before`` holds under the same key
     are taken from it; ``on_done`` is called with all that is done after each one, ``anonymized`` right after ``raw``;
     with ``suite.inversion`` also ``on_restored`` with its name and some frames: raw, as released, as restored.
+    ``delivered`` holds further representations, for each the same rows with the paths of files that somebody made of
+    them; they are judged as they are, and no inverter is let at them, since nothing says that their frames are in step.
 
     Returns:
         the evaluation, and the answers video by video of the representations judged in this call.
     """
     started = time.monotonic()
     suite = replace(suite, attackers=suite.attackers or DEFAULTS[settings.preset])
-    bench = set_up(suite, settings, rows, attribute_rows, cache)
-    evaluation = _resumed(_opened(suite, settings, bench, rows, attribute_rows, device, model), before)
+    bench = set_up(suite, settings, rows, attribute_rows, cache, delivered)
+    evaluation = _opened(suite, settings, bench, rows, attribute_rows, device, model)
+    if delivered:
+        files = {name: digest(theirs) for name, theirs in delivered.items()}
+        evaluation = replace(evaluation, data={**evaluation.data, "delivered": files})
+    evaluation = _resumed(evaluation, before)
     spent = evaluation.seconds
     hits: Hits = {}
-    todo = [name for name in _in_turn(suite.representations) if name not in evaluation.representations]
+    if suite.inversion:
+        bench.not_measured += [f"reconstruction of {name}: its frames need not be in step" for name in bench.delivered]
+    wanted = [*_in_turn(suite.representations), *bench.delivered]
+    todo = [name for name in wanted if name not in evaluation.representations]
     todo = [name for name in todo if name != BLACKENED or bench.blackened is not None]
     total = len(todo) * steps(suite, settings, bench)
-    named = {name: anonymizer if name == ANONYMIZED else by_name("raw" if name == BLACKENED else name) for name in todo}
+    named = {
+        name: anonymizer if name == ANONYMIZED else by_name("raw" if bench.other_files(name) else name) for name in todo
+    }
     with (
         tqdm(total=total, desc="judge", unit="step", disable=None if progress else True, leave=False) as bar,
         Attacks(suite, settings, bench, device, bar) as attacks,
@@ -106,7 +119,7 @@ def judge_suite(
             done = {**evaluation.representations, name: represented(found, suite.seeds)}
             evaluation = replace(
                 evaluation,
-                representations={one: done[one] for one in REPRESENTATIONS if one in done},
+                representations={one: done[one] for one in dict.fromkeys([*REPRESENTATIONS, *done]) if one in done},
                 chance={**evaluation.chance, **retrieval_chance(found)},
                 not_measured=tuple(bench.not_measured),
                 seconds=spent + time.monotonic() - started,
@@ -122,9 +135,16 @@ def _resumed(evaluation: Evaluation, before: Evaluation | None) -> Evaluation:
     """With what an earlier judgement of the same key has found."""
     if before is None or before.key != evaluation.key:
         return evaluation
+    made, theirs = before.data.get("delivered", {}), evaluation.data.get("delivered", {})
     return replace(
         evaluation,
-        representations=before.representations,
+        # a delivered file that changed since is judged anew
+        representations={
+            name: row
+            for name, row in before.representations.items()
+            if name not in theirs or theirs[name] == made.get(name)
+        },
+        data={**evaluation.data, **({"delivered": {**made, **theirs}} if made or theirs else {})},
         chance={**before.chance, **evaluation.chance},
         rounds=before.rounds,
         seconds=before.seconds,
