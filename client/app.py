@@ -25,7 +25,7 @@ from client.masking import LONGEST_GROWTH, SecureSite, Vault
 from client.membership import open_membership
 from client.site import Site, load_site
 from client.state import StateFolder
-from client.training import RoundResult, RoundTask, evaluate, load_buffers, local_round
+from client.training import RoundResult, RoundTask, evaluate, has_buffers, load_buffers, local_round
 from client.video.decode import UnreadableVideo
 from client.video.loader import ClipLoader
 from spact_models.accounting import steps_of
@@ -229,7 +229,8 @@ def answer_evaluate(site: Site, settings: Settings, message: Message) -> RecordD
     networks, weights = _networks(site, settings, classes, message)
     states = StateFolder(site.state, str(config["federation"]))
     install(networks.anonymizer, networks.action, weights)
-    load_buffers(networks, states.before(int(str(config["round"])) + 1).buffers)
+    if has_buffers(networks):  # the whole state is read for them
+        load_buffers(networks, states.before(int(str(config["round"])) + 1).buffers)
     with _own_files():
         footage = open_footage(site, settings, with_test=True)
         loader = footage.loader(settings, classes, networks.anonymizer.history)

@@ -213,6 +213,11 @@ def load_buffers(networks: Networks, buffers: Mapping[str, Tensor]) -> None:
         named[name].copy_(value)
 
 
+def has_buffers(networks: Networks) -> bool:
+    """Whether f_A or f_T keep statistics: BatchNorm does, GroupNorm does not."""
+    return bool(_named_buffers(networks))
+
+
 def _named_buffers(networks: Networks) -> dict[str, Tensor]:
     both = {"anonymizer.": networks.anonymizer, "action.": networks.action}
     return {prefix + name: value for prefix, net in both.items() for name, value in net.named_buffers()}

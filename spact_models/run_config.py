@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -74,7 +75,7 @@ def _build_section(section: str, cls: type, chosen: Mapping[str, object]) -> Any
 
 
 def _typed(cls: type, name: str, key: str, value: object) -> Any:
-    wanted = typing.get_type_hints(cls)[name]
+    wanted = _hints(cls)[name]
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if wanted is int and isinstance(value, float) and value.is_integer():
@@ -83,6 +84,11 @@ def _typed(cls: type, name: str, key: str, value: object) -> Any:
         return value
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     raise UserError(f"{key} = {value!r}, must be {words[wanted]}")
+
+
+@functools.cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(cls)  # compiles every annotation anew each time it is asked
 
 
 def read_config_file(path: Path) -> dict[str, Scalar]:

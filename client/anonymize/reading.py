@@ -68,6 +68,9 @@ class Reading:
             yield from self.container.demux(streams)
         except (av.error.FFmpegError, OSError) as error:
             self.broke_off = first_line(error)
+            flush: Packet[Any] = Packet()  # pictures that the decoder still holds came before the break
+            flush.stream = self.stream
+            yield flush
 
     def _video(self, packet: Packet[VideoStream]) -> Iterator[VideoFrame | Lost]:
         if packet.size:

@@ -17,7 +17,7 @@ from spact_models.exchange import snapshot, trained_names
 from spact_models.networks import build_networks
 from spact_models.run_config import load_settings
 
-SUBSET = "*.exit.*,action.fc.*"
+SUBSET = ("*.exit.*", "action.fc.*")
 MB = {"float16": 103.0, "int8": 52.0}  # targets, the paper's networks
 
 
@@ -62,7 +62,7 @@ def measure_wire(quick: bool, repeats: int, on_step: Callable[[], object]) -> It
         what = "one site's update of the paper's f_A and f_T"
         yield Row(f"wire-{dtype}", what, "MB", size, None, None, target, "at most", note)
     share = Spread.of([100 * some / sizes["float32"]])
-    yield Row("wire-subset", f"wire.parameters = {SUBSET}", "% of float32", share, None, None, 1.0, "at most")
+    yield Row("wire-subset", f"wire.parameters = {','.join(SUBSET)}", "% of float32", share, None, None, 1.0, "at most")
 
 
 def _megabytes(after: dict[str, torch.Tensor], before: dict[str, torch.Tensor], dtype: str) -> float:

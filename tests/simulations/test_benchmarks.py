@@ -7,6 +7,7 @@ import pytest
 from fedspact import main
 from simulations.benchmarks.measured import Row, Spread, in_turns
 from simulations.benchmarks.step import Scene, pair
+from simulations.benchmarks.wire import measure_wire
 
 
 def test_ours_and_the_twin_play_the_same_game():
@@ -54,3 +55,13 @@ def test_each_pair_is_timed_in_turns_and_the_verdict_follows_the_rule():
     lean = Row("y", "", "GiB", Spread.of([7.0]), None, None, 6.0, "at most")
     assert not lean.met
     assert lean.worse_than(5.0)
+
+
+def test_an_update_is_as_small_on_the_wire_as_was_asked():
+    """The paper's networks, through the real door: 202 MB of weights."""
+    rows = {row.name: row for row in measure_wire(quick=True, repeats=1, on_step=lambda: None)}
+    assert list(rows) == ["wire-float16", "wire-int8", "wire-subset"]
+    assert all(row.met for row in rows.values())
+    assert 100 < rows["wire-float16"].ours.median < 103
+    assert 50 < rows["wire-int8"].ours.median < 52
+    assert 0 < rows["wire-subset"].ours.median < 1
