@@ -51,6 +51,7 @@ class Reading:
         self.broke_off = ""
         self._waiting: list[int] = []  # a heap: times of packets whose picture has not come
         self._missing = False  # an error was reported, so what is overtaken is lost
+        self._owed = 0  # errors whose picture's time has not come; with threads an error names no packet
         self._last: int | None = None
 
     def events(self) -> Iterator[VideoFrame | Lost | Packet[AudioStream]]:
@@ -84,6 +85,7 @@ class Reading:
         except av.error.FFmpegError:
             self.damaged += 1
             self._missing = True
+            self._owed += 1
             frames = []
         for frame in frames:
             frame.pts = self._time_of(frame)
@@ -101,7 +103,10 @@ class Reading:
         """Packets whose time has passed (None: all of them). Without an error they were meant to show nothing."""
         while self._waiting and (pts is None or self._waiting[0] <= pts):
             time = heapq.heappop(self._waiting)
-            if self._missing and time != pts and (self._last is None or time > self._last):
+            if time == pts or not (self._missing or self._owed):
+                continue
+            self._owed -= not self._missing
+            if self._last is None or time > self._last:
                 self._last = time
                 yield Lost(time)
         if pts is not None:

@@ -91,10 +91,10 @@ def table(findings: Sequence[Finding]) -> str:
     head = ("attack", "condition", "measure", "value", "95 %", "guessing", "and")
     rows = [head]
     for one in findings:
-        span = "" if one.low is None or one.high is None else f"{one.low:.3f}–{one.high:.3f}"
+        span = "" if one.low is None or one.high is None else f"{one.low:z.3f}–{one.high:z.3f}"
         guess = "" if one.guess is None else f"{one.guess:.3f}"
         more = ", ".join(f"{name} {value:.3g}" for name, value in one.more.items())
-        rows.append((one.attack, one.condition, one.measure, f"{one.value:.3f}", span, guess, more))
+        rows.append((one.attack, one.condition, one.measure, f"{one.value:z.3f}", span, guess, more))
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])

@@ -39,8 +39,8 @@ def audit_table(audit: Audit) -> Table:
 
 
 def _line(one: Finding) -> Line:
-    span = f"{one.low:.2f}–{one.high:.2f}" if one.low is not None and one.high is not None else ""
-    found = Cell(f"{one.value:.2f}", f"{MEASURES.get(one.measure, one.measure)} {span}".strip(), strong=True)
+    span = f"{one.low:z.2f}–{one.high:z.2f}" if one.low is not None and one.high is not None else ""
+    found = Cell(f"{one.value:z.2f}", f"{MEASURES.get(one.measure, one.measure)} {span}".strip(), strong=True)
     more = ", ".join(MORE.get(name, name + " {:.3g}").format(value) for name, value in one.more.items())
     return Line(Cell(one.condition), [found, Cell("–" if one.guess is None else f"{one.guess:.2f}"), Cell(more)])
 

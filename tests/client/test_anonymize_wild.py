@@ -42,6 +42,11 @@ def moving(count, height, width):
     return frames
 
 
+def frames_of(path):
+    with av.open(str(path)) as file:
+        return list(file.decode(video=0))
+
+
 def write(path, frames, codec="libx264", pix_fmt="yuv420p", turn=0, container=None, **context):
     with av.open(str(path), "w", format=container) as file:
         stream = file.add_stream(codec, rate=25)
@@ -94,6 +99,24 @@ def test_eight_k_comes_back_at_its_size_or_at_the_height_asked_for(model, tmp_pa
     assert run(model, source, tmp_path / "out.mkv", "--codec", "ffv1") == 0
     out = probe(tmp_path / "out.mkv")
     assert (out.height, out.width) == (4320, 7680)
+
+
+def test_each_picture_that_will_not_decode_is_black_at_its_time_though_others_come_between(model, tmp_path):
+    """H.264 sends pictures out of their order: one is shown after a loss while another loss is still to come."""
+    rng = np.random.default_rng(0)
+    frames = np.clip(moving(48, 64, 64).astype(int) + rng.integers(0, 60, (48, 64, 64, 3)), 0, 255).astype(np.uint8)
+    content = write(tmp_path / "whole.mp4", frames).read_bytes()
+    start = content.find(b"mdat")
+    length = content.find(b"moov", start) - start
+    middle, some = start + length // 2, length // 10
+    spoiled = content[:middle] + bytes(some) + content[middle + some :]
+    (tmp_path / "spoiled.mp4").write_bytes(spoiled)
+    assert run(model, tmp_path / "spoiled.mp4", tmp_path / "out.mkv", "--codec", "ffv1") == 3
+    found = told(tmp_path / "out.mkv")
+    assert found["losses"]["damaged"] >= 2
+    assert found["frames"] == found["losses"]["packets"] == 48
+    times = [frame.time for frame in frames_of(tmp_path / "out.mkv")]
+    assert np.allclose(np.diff(times), 1 / 25, atol=2e-3)  # no picture is held over a gap
 
 
 def test_av1_out(model, tmp_path):
