@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import resource
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,6 +34,7 @@ from spact_models.exchange import BRANCHES, difference, install, shared_paramete
 from spact_models.gate import FIGURES
 from spact_models.gate import PURPOSE as RELEASE
 from spact_models.networks import Networks, build_networks
+from spact_models.resident import peak_rss_mb
 from spact_models.ring import TAUGHT
 from spact_models.run_config import load_settings
 from spact_models.seeds import pick_device, seed_for
@@ -333,8 +333,7 @@ def _door(site: Site, settings: Settings, networks: Networks, states: StateFolde
 
 
 def _vital_signs(footage: Footage) -> dict[str, float]:
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"unreadable": len(footage.unreadable), "peak_rss_mb": round(peak_mb, 1)}
+    return {"unreadable": len(footage.unreadable), "peak_rss_mb": round(peak_rss_mb(), 1)}
 
 
 def _whole(figures: Mapping[str, float]) -> dict[str, float]:

@@ -6,7 +6,6 @@ run's settings. The decoded frames go into the site's own cache, where the first
 
 from __future__ import annotations
 
-import resource
 import shutil
 import time
 from collections import Counter
@@ -31,6 +30,7 @@ from spact_models.errors import UserError
 from spact_models.exchange import snapshot
 from spact_models.minimax import Players, anonymizer_move, critics_move
 from spact_models.networks import build_networks
+from spact_models.resident import peak_rss_mb
 from spact_models.seeds import pick_device
 from spact_models.settings import Settings
 
@@ -87,7 +87,7 @@ def check_site(site: Site, settings: Settings, sample: int, timing: bool) -> Rep
     _weigh(readable, len(train) + len(test), site, settings, cache, report)
     if timing and readable:
         _time_moves(readable, site, settings, cache, report)
-    report.peak_memory_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    report.peak_memory_gib = peak_rss_mb() * 2**20 / GIB
     return report
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -34,6 +33,7 @@ from server.unblocked import UnblockedGrid
 from spact_models.errors import RunStopped
 from spact_models.exchange import snapshot
 from spact_models.networks import build_networks, checkpoint_header
+from spact_models.resident import peak_rss_mb
 from spact_models.run_config import load_settings
 from spact_models.settings import Settings
 
@@ -188,23 +188,13 @@ def summarise(result: FederationResult, settings: Settings) -> dict[str, Any]:
         "preset": settings.preset,
         "device": "cpu",  # the server's own work: a mean and a step
         "seconds": round(result.seconds, 3),
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": round(peak_rss_mb(), 1),
         "bytes_up_per_round": round(result.bytes_up_per_round),
         "utility": dict.fromkeys(("raw", "downsample4x", "difference1bit", "anonymized")),
         "attack": {},
         "evaluation": result.evaluation,
         **({"privacy": dict(result.privacy)} if result.privacy else {}),
     }
-
-
-def peak_rss_mb() -> float:
-    """This process' largest resident memory so far, in MB of 2^20 bytes; 0 on Windows."""
-    if sys.platform == "win32":  # has no such counter in the standard library
-        return 0.0
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)  # macOS counts bytes, Linux KiB
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from spact_models.attackers import PAIRS
 from spact_models.checkpoint import load_checkpoint, save_checkpoint
 from spact_models.exchange import ANONYMIZER
 from spact_models.networks import BUFFERS, load_anonymizer
+from spact_models.resident import peak_rss_mb
 from spact_models.run_config import load_settings, parse_assignment, read_config_file
 from spact_models.seeds import pick_device
 from spact_models.settings import Settings
@@ -185,7 +186,7 @@ def summary(lab: Laboratory, evaluation: Evaluation, sites: int, kind: str, devi
         "preset": lab.settings.preset,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "seconds": round(time.monotonic() - lab.started, 1),
-        "peak_rss_mb": round(peak_rss_mb(), 1),
+        "peak_rss_mb": round(peak_with_children_mb(), 1),
         "bytes_up_per_round": bytes_up_per_round(lab.run),
         **judged_figures(evaluation),
         **privacy_spent(lab.run.path),
@@ -232,6 +233,6 @@ def bytes_up_per_round(run: RunFolder) -> int:
     return round(sum(counted) / len(counted)) if counted else 0
 
 
-def peak_rss_mb() -> float:
+def peak_with_children_mb() -> float:
     """The larger of this process's and its largest finished child's peak resident memory."""
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+    return max(peak_rss_mb(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)

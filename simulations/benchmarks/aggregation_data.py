@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from server.aggregate import StreamingMean
 from server.step import ServerStep
 from spact_models.exchange import expected_shapes
 from spact_models.quantize import narrowed
+from spact_models.resident import peak_rss_mb
 from spact_models.settings import StrategyConfig
 
 LAYERS = 40  # equal ones, as many as the paper's networks have convolutions
@@ -105,7 +105,7 @@ def _take_one_after_the_other(sites: int, megabytes: float, dtype: str) -> float
     moved = mean.mean()
     del mean
     step.apply(moved)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_rss_mb()
 
 
 def layers(megabytes: float) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from simulations.compare.plan import pooled
 from simulations.federated import simulate
 from simulations.laboratory import Laboratory
 from spact_models.errors import RunStopped
+from spact_models.resident import peak_rss_mb
 from spact_models.run_config import load_settings
 from spact_models.settings import Settings
 
@@ -96,14 +97,12 @@ def _laboratory(settings: Settings, rows: list[VideoRow], cache: Path, run: Path
 
 def main(sites: int) -> None:
     """Play ``sites`` sites and print this process' peak memory in MB."""
-    import resource
-
     settings = _settings(sites, small=True, cycles=1)
     settings = replace(settings, warmup=replace(settings.warmup, steps=1))
     with tempfile.TemporaryDirectory() as folder:
         rows = _rows(Path(folder) / "videos", sites * 8)
         simulate(_laboratory(settings, rows, Path(folder) / "cache", Path(folder) / "run"))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(peak_rss_mb())
 
 
 if __name__ == "__main__":

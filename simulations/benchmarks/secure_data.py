@@ -29,6 +29,7 @@ from simulations.benchmarks.aggregation_data import layers
 from simulations.benchmarks.secure_play import SecurePlay
 from spact_models.exchange import BRANCHES, expected_shapes
 from spact_models.noise import SecretStream
+from spact_models.resident import peak_rss_mb
 from spact_models.ring import TAUGHT, FixedPoint, encoded_update, mask
 from spact_models.run_config import load_settings
 
@@ -131,8 +132,7 @@ def _peak(side: str, sites: int, megabytes: float) -> float:
             del reply, words
         for number in range(sites):
             mask(total, bytes([number]) * 32, -1)
-    status = Path("/proc/self/status").read_text()  # not ru_maxrss, which a child has from its parent
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return peak_rss_mb()
 
 
 def _update(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

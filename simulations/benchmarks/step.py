@@ -117,13 +117,21 @@ def _what(scene: Scene) -> str:
 
 
 def _flops(scene: Scene, ours: Spread) -> str:
-    """Model FLOPs of the pair, without what checkpointing repeats, and the share of the machine's matrix product."""
-    with FlopCounterMode(display=False) as counter:
-        pair(scene.ours(), scene)
-    flops: int = counter.get_total_flops()
+    """Model FLOPs of the pair, ours and the twin's, and the share of the machine's matrix product that ours reach."""
+    flops = counted(lambda: pair(scene.ours(), scene))
+    plain = counted(lambda: scene.twin().pair(scene.batch))
     achieved = flops / ours.median
     share = 100 * achieved / peak_flops(scene.device)
-    return f"{flops / 1e9:.0f} GFLOP, {achieved / 1e9:.1f} GFLOP/s, {share:.0f} % of a matrix product's"
+    less = f"{flops / 1e9:.0f} GFLOP and the twin {plain / 1e9:.0f}, {plain / flops:.2f} times as many"
+    return f"{less}; {achieved / 1e9:.1f} GFLOP/s, {share:.0f} % of a matrix product's"
+
+
+def counted(play: Callable[[], object]) -> int:
+    """Multiplications and additions of convolutions and matrix products, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        play()
+    flops: int = counter.get_total_flops()
+    return flops
 
 
 def peak_flops(device: torch.device, size: int = 0) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from simulations.protocols.suite import Suite, judge_suite
 from spact_models.anonymizer import ClipTransform
 from spact_models.errors import UserError
 from spact_models.obfuscations import by_name
+from spact_models.resident import peak_rss_mb
 from spact_models.seeds import pick_device
 from spact_models.settings import Settings
 
@@ -167,15 +167,3 @@ def _model(order: Order, settings: Settings) -> dict[str, Any]:
         "size_px": settings.clip.size_px,
         "frames": settings.clip.frames,
     }
-
-
-def peak_rss_mb() -> float:
-    """This process's peak resident memory.
-
-    From /proc where there is one: ``getrusage`` also counts what the parent held when this process was spawned.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
