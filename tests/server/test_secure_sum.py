@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import random
 from collections import Counter
 from functools import cache
@@ -79,8 +80,9 @@ def expected_of(game):
     return left("training") if all(len(left(stage)) >= least for stage in STAGES) else None
 
 
-def test_every_pattern_of_five_sites_lost_at_any_stage(tmp_path):
+def test_every_pattern_of_five_sites_lost_at_any_stage(tmp_path, monkeypatch):
     """Up to the sites' order, which is drawn: 252 patterns. Above the threshold the sum is right, below it void."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # nobody pulls the plug here: a quarter of the time
     rng, met = random.Random(0), Counter()
     for number, fates in enumerate(itertools.combinations_with_replacement((*STAGES, "never"), 5)):
         fates = rng.sample(fates, 5)

@@ -48,12 +48,12 @@ def target(networks, pictures, labels):
 def test_one_clip_comes_back_from_a_plain_update_and_not_from_a_noised_one(networks):
     pictures, labels = shapes(12), torch.tensor([1])
     aim = target(networks, pictures[:1], labels)
-    found = update_inversion.invert(networks, aim, 150, 0, lambda: None)
+    found = update_inversion.invert(networks, aim, 60, 0, lambda: None)
     plain = update_inversion.compare(found, pictures[:1], pictures[1:])
     noised = update_inversion.noised(aim.direction, 1.0, 1.0, 0)
     drowned = update_inversion.Target(noised, labels, None, aim.shape, 0.1)
     hidden = update_inversion.compare(
-        update_inversion.invert(networks, drowned, 150, 0, lambda: None), pictures[:1], pictures[1:]
+        update_inversion.invert(networks, drowned, 60, 0, lambda: None), pictures[:1], pictures[1:]
     )
     assert plain.matched == [True]
     assert plain.ssim[0] > hidden.ssim[0] + 0.15
