@@ -14,7 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from server.runs import RunFolder
 from simulations.benchmarks.processes import free_ports
+from simulations.partition import load_rows, partition, write_sites
+from spact_models.checkpoint import load_checkpoint
+from spact_models.run_config import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = Path(sys.executable).parent  # flwr and the flower-* commands of this environment
@@ -179,3 +183,32 @@ def listens(port: int) -> bool:
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
+
+
+@pytest.fixture(scope="session")
+def deal(squares):
+    """``deal(folder, count, unlabelled)``: site files of the squares dealt out at random; their cache lies beside."""
+
+    def deal(folder: Path, count: int, unlabelled: int = 0) -> list[Path]:
+        config = load_settings({"simulation.sites": count}).simulation
+        shares = partition(load_rows(squares, config, 0), config, 0)
+        return write_sites(folder / "sites", shares, unlabelled, folder / "cache")
+
+    return deal
+
+
+@pytest.fixture(scope="session")
+def distance():
+    """``distance(run, round, other, round)``: relative L2 over all weights of two checkpoints.
+
+    Not the largest difference: Adam turns a rounding of a gradient near 0 into a whole step of one weight.
+    """
+
+    def distance(run: RunFolder, number: int, other: RunFolder, its_number: int) -> float:
+        ours, theirs = run.checkpoints()[number], other.checkpoints()[its_number]
+        a, b = load_checkpoint(ours).tensors, load_checkpoint(theirs).tensors
+        assert a.keys() == b.keys()
+        apart = sum(float((a[name] - b[name]).double().square().sum()) for name in a)
+        return (apart / sum(float(value.double().square().sum()) for value in b.values())) ** 0.5
+
+    return distance

@@ -13,8 +13,6 @@ from server import keys
 from server.keys import make_keys
 from server.runs import RunFolder
 from simulations.benchmarks.slow_link import Link
-from simulations.partition import load_rows, partition, write_sites
-from spact_models.run_config import load_settings
 
 pytestmark = pytest.mark.slow
 
@@ -72,14 +70,9 @@ def requests(data: bytes):
             return
 
 
-def deal(manifest, folder, count):
-    config = load_settings({"simulation.sites": count}).simulation
-    return write_sites(folder / "sites", partition(load_rows(manifest, config, 0), config, 0), 0, folder / "cache")
-
-
-def test_only_listed_tensors_and_figures_cross_the_wire(loopback, squares, fast, tmp_path):
+def test_only_listed_tensors_and_figures_cross_the_wire(loopback, deal, fast, tmp_path):
     here = loopback("tapped")
-    (file,) = deal(squares, tmp_path, 1)
+    (file,) = deal(tmp_path, 1)
     here.link()
     tap = Tap(here.link_port)
     here.node(0, file, port=tap.listens_on)
@@ -150,8 +143,8 @@ def site_start(here, name, file, key, ca=None, port=None):
     )  # fmt: skip
 
 
-def test_with_tls_nothing_can_be_read(secured, squares, fast, tmp_path):
-    (file,) = deal(squares, tmp_path, 1)
+def test_with_tls_nothing_can_be_read(secured, deal, fast, tmp_path):
+    (file,) = deal(tmp_path, 1)
     tap = Tap(secured.link_port)
     site_start(secured, "north", file, secured.keys / "sites" / "north" / "north.key", port=tap.listens_on)
     run = tmp_path / "run"
@@ -175,24 +168,24 @@ def ended(here, name) -> str:
     return here.shown(name)
 
 
-def test_a_key_that_was_not_registered_is_turned_away_with_the_remedy(secured, squares, tmp_path):
-    (file,) = deal(squares, tmp_path, 1)
+def test_a_key_that_was_not_registered_is_turned_away_with_the_remedy(secured, deal, tmp_path):
+    (file,) = deal(tmp_path, 1)
     site_start(secured, "stranger", file, secured.keys / "sites" / "south" / "south.key")
     said = ended(secured, "stranger")
     assert "Failed to activate SuperNode" in said
     assert "the operator admits it with `fedspact server register CONNECTION" in said
 
 
-def test_a_wrong_ca_is_said_before_anything_starts(secured, squares, tmp_path):
-    (file,) = deal(squares, tmp_path, 1)
+def test_a_wrong_ca_is_said_before_anything_starts(secured, deal, tmp_path):
+    (file,) = deal(tmp_path, 1)
     make_keys(tmp_path / "other", ["127.0.0.1"], [], 30)
     key = secured.keys / "sites" / "north" / "north.key"
     site_start(secured, "wrong-ca", file, key, ca=tmp_path / "other" / "ca.crt")
     assert "the server's certificate is not from the CA in" in ended(secured, "wrong-ca")
 
 
-def test_an_expired_certificate_is_said_before_anything_starts(loopback, squares, tmp_path, monkeypatch):
-    (file,) = deal(squares, tmp_path, 1)
+def test_an_expired_certificate_is_said_before_anything_starts(loopback, deal, tmp_path, monkeypatch):
+    (file,) = deal(tmp_path, 1)
     here = loopback("expired")
     here.keys = tmp_path / "old"
 
@@ -208,8 +201,8 @@ def test_an_expired_certificate_is_said_before_anything_starts(loopback, squares
     assert "the server's certificate (or its CA's) has expired" in ended(here, "late")
 
 
-def test_of_two_sites_with_one_key_the_second_is_turned_away(secured, squares, tmp_path):
-    first, second = deal(squares, tmp_path, 2)
+def test_of_two_sites_with_one_key_the_second_is_turned_away(secured, deal, tmp_path):
+    first, second = deal(tmp_path, 2)
     key = secured.keys / "sites" / "north" / "north.key"
     if "north" not in secured.running:
         site_start(secured, "north", first, key)

@@ -17,16 +17,10 @@ from server.runs import METRICS, SETTINGS, RunFolder
 from server.status import STATUS
 from simulations.inprocess import InProcessGrid
 from simulations.partition import load_rows, partition, write_sites
-from spact_models.checkpoint import load_checkpoint
 from spact_models.run_config import load_settings
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def deal(squares, folder, count):
-    config = load_settings({"simulation.sites": count}).simulation
-    return write_sites(folder / "sites", partition(load_rows(squares, config, 0), config, 0), 0, folder / "cache")
 
 
 def trained(run):
@@ -44,10 +38,10 @@ def works(run, server_round, site):
     return told["round"] == server_round and told["sites"].get(site, {}).get("state") == "working"
 
 
-def test_a_superlink_that_is_killed_comes_back_and_the_run_is_resumed(loopback, squares, fast, tmp_path):
+def test_a_superlink_that_is_killed_comes_back_and_the_run_is_resumed(loopback, distance, deal, fast, tmp_path):
     """flwr 1.41 keeps the nodes in its database and gives up the run; `flwr run` with resume goes on with it."""
     here, run = loopback("restart"), tmp_path / "run"
-    files = deal(squares, tmp_path, 1)
+    files = deal(tmp_path, 1)
     database = ("--database", str(here.folder / "link.db"))
     here.link(*database)
     here.node(0, files[0])
@@ -71,12 +65,12 @@ def test_a_superlink_that_is_killed_comes_back_and_the_run_is_resumed(loopback, 
     assert lines == [("train", 1, 1), ("train", 2, 1), ("evaluate", 2, 1)], here.logs()
     assert json.loads((run / SETTINGS).read_text())["resumed"][0]["after_round"] == 1
     settings = load_settings({**chosen, "run_dir": "", "resume": False})
-    twin_files = deal(squares, tmp_path / "twin", 1)
+    twin_files = deal(tmp_path / "twin", 1)
     with RunFolder(tmp_path / "twin" / "run") as twin:
         run_federation(
             InProcessGrid(make_app(), [{"site": str(twin_files[0])}], settings.flat()), settings, twin, quiet=True
         )
-    assert distance(resumed, twin, 2) < 1e-4
+    assert distance(resumed, 2, twin, 2) < 1e-4
 
 
 def rounds_of(run, kind="train"):
@@ -91,10 +85,10 @@ def left_out(line):
     return {site["name"]: site["reason"] for site in line["dropped"]}
 
 
-def test_sites_that_die_hang_join_late_or_hold_nothing_readable(loopback, squares, fast, tmp_path):
+def test_sites_that_die_hang_join_late_or_hold_nothing_readable(loopback, deal, fast, tmp_path):
     """Two healthy sites are the quorum; everything else happens to the other four, and the run has its result."""
     here, run = loopback("field"), tmp_path / "run"
-    files = dict(zip(("dies", "hangs", "healthy", "fine", "blind", "late"), deal(squares, tmp_path, 6), strict=True))
+    files = dict(zip(("dies", "hangs", "healthy", "fine", "blind", "late"), deal(tmp_path, 6), strict=True))
     names = {who: file.parent.name for who, file in files.items()}
     make_unreadable(files["blind"], tmp_path)
     here.link()
@@ -173,10 +167,10 @@ LIES = {  # node by node, what is wrong with the reply of round 1 and of round 2
 BUNDLE = ("spact_models/**/*.py", "client/**/*.py", "server/**/*.py")
 
 
-def test_sites_that_lie_are_left_out_one_by_one_and_the_honest_one_decides(loopback, squares, fast, tmp_path):
+def test_sites_that_lie_are_left_out_one_by_one_and_the_honest_one_decides(loopback, distance, deal, fast, tmp_path):
     """The honest site runs the real ClientApp; each liar spoils a reply of the real form, in a process of its own."""
     here, run = loopback("liars"), tmp_path / "run"
-    (file,) = deal(squares, tmp_path, 1)
+    (file,) = deal(tmp_path, 1)
     app = tmp_path / "app"
     shutil.copytree(ROOT / "tests" / "server" / "liars", app)
     project = (ROOT / "pyproject.toml").read_text().replace('"client.app:app"', '"lying_sites:app"')
@@ -203,19 +197,12 @@ def test_sites_that_lie_are_left_out_one_by_one_and_the_honest_one_decides(loopb
             assert lies[position][1] in reasons[name], here.logs()
     assert "Traceback" not in here.shown()
 
-    twin_file = deal(squares, tmp_path / "twin", 1)[0]  # alone, the honest site comes to the same weights
+    twin_file = deal(tmp_path / "twin", 1)[0]  # alone, the honest site comes to the same weights
     settings = load_settings({**chosen, "run_dir": ""})
     with RunFolder(tmp_path / "twin" / "run") as twin:
         grid = InProcessGrid(make_app(), [{"site": str(twin_file)}], settings.flat())
         run_federation(grid, settings, twin, quiet=True)
-    assert distance(RunFolder.open(run), twin, 2) < 1e-4
-
-
-def distance(ours, theirs, server_round):
-    """Relative L2 over all weights of a round."""
-    a, b = (load_checkpoint(folder.checkpoints()[server_round]).tensors for folder in (ours, theirs))
-    apart = sum(float((a[name] - b[name]).double().square().sum()) for name in a)
-    return (apart / sum(float(value.double().square().sum()) for value in b.values())) ** 0.5
+    assert distance(RunFolder.open(run), 2, twin, 2) < 1e-4
 
 
 SITE, HOST, WIRE = "10.213.7.2", "10.213.7.1", "fedspact"
@@ -248,9 +235,9 @@ def namespace():
         ip("link", "delete", f"{WIRE}0")
 
 
-def test_a_site_whose_network_is_cut_is_left_out_and_taken_in_again(loopback, squares, fast, tmp_path, namespace):
+def test_a_site_whose_network_is_cut_is_left_out_and_taken_in_again(loopback, deal, fast, tmp_path, namespace):
     here, run = loopback("cut"), tmp_path / "run"
-    cut, near = deal(squares, tmp_path, 2)
+    cut, near = deal(tmp_path, 2)
     here.link("--host", "0.0.0.0")
     here.node(0, cut, inside=(namespace, HOST))
     here.node(1, near)
@@ -273,7 +260,7 @@ def test_a_site_whose_network_is_cut_is_left_out_and_taken_in_again(loopback, sq
     assert any(away in replied(line) for line in lines[1:]), here.logs()
 
 
-def test_a_masked_sum_survives_a_site_that_dies(loopback, squares, fast, tmp_path):
+def test_a_masked_sum_survives_a_site_that_dies(loopback, distance, squares, fast, tmp_path):
     """Four real sites deal their shares, one is killed at its work: the others' sum is opened with its shares."""
     here, run = loopback("masked"), tmp_path / "run"
     config = load_settings({"simulation.sites": 4}).simulation
@@ -301,13 +288,13 @@ def test_a_masked_sum_survives_a_site_that_dies(loopback, squares, fast, tmp_pat
     nodes = [{"site": str(file)} for file in write_sites(tmp_path / "twin", shares[:3], 0, tmp_path / "cache")]
     with RunFolder(tmp_path / "twin" / "run") as twin:
         run_federation(InProcessGrid(make_app(), nodes, settings.flat()), settings, twin, quiet=True)
-    assert distance(RunFolder.open(run), twin, 1) < 1e-4
+    assert distance(RunFolder.open(run), 1, twin, 1) < 1e-4
 
 
-def test_a_private_run_goes_on_without_the_site_that_demands_more_noise(loopback, squares, fast, tmp_path):
+def test_a_private_run_goes_on_without_the_site_that_demands_more_noise(loopback, deal, fast, tmp_path):
     """Groups of videos, over real processes: charged at server and sites, nothing told but that they took part."""
     here, run = loopback("private"), tmp_path / "run"
-    files = deal(squares, tmp_path, 3)
+    files = deal(tmp_path, 3)
     files[2].write_text(yaml.safe_dump(yaml.safe_load(files[2].read_text()) | {"refuse": {"min_noise": 8.0}}))
     here.link()
     for number, file in enumerate(files):

@@ -14,43 +14,27 @@ from server.app import run_federation
 from server.runs import RunFolder
 from simulations.inprocess import InProcessGrid
 from simulations.laboratory import export_anonymizer
-from simulations.partition import load_rows, partition, write_sites
-from spact_models.checkpoint import load_checkpoint
 from spact_models.run_config import load_settings
 from spact_models.signing import make_key, public_path, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = Path(sys.executable).parent  # flwr and the flower-* commands of this environment
 PATIENCE_SECONDS = 420  # nine processes import torch one after the other; a busy machine takes its time
-TWO_SITES = {"simulation.sites": 2, "simulation.unlabelled_sites": 1}
 
 
 @pytest.fixture(scope="module")
-def federation(loopback, squares):
+def federation(loopback, deal):
     """A SuperLink that listens, and two SuperNodes on their way to it."""
     made = loopback("superlink")
-    config = load_settings(TWO_SITES).simulation
-    shares = partition(load_rows(squares, config, 0), config, 0)
-    made.site_files = write_sites(made.folder / "sites", shares, config.unlabelled_sites, made.folder / "cache")
+    made.site_files = deal(made.folder, 2, unlabelled=1)
     made.link()
     for number, file in enumerate(made.site_files):
         made.node(number, file)
     return made
 
 
-def weights(run: RunFolder, server_round: int):
-    return load_checkpoint(run.checkpoints()[server_round]).tensors
-
-
-def distance(ours, theirs) -> float:
-    """Relative L2 over all weights: Adam turns a rounding of a gradient near 0 into a whole step of one weight."""
-    assert ours.keys() == theirs.keys()
-    apart = sum(float((ours[name] - theirs[name]).double().square().sum()) for name in ours)
-    return (apart / sum(float(value.double().square().sum()) for value in theirs.values())) ** 0.5
-
-
 @pytest.mark.slow
-def test_real_processes_train_what_the_in_process_engine_trains(federation, fast, tmp_path):
+def test_real_processes_train_what_the_in_process_engine_trains(federation, distance, fast, tmp_path):
     """One labelled site and one without labels, so both branches, the teacher and an empty branch cross the wire."""
     patience = {"rounds.min_sites": 2, "rounds.timeout_seconds": float(PATIENCE_SECONDS)}
     chosen = {**fast, **patience, "rounds.minimax": 1, "run_dir": str(tmp_path / "run")}
@@ -75,8 +59,8 @@ def test_real_processes_train_what_the_in_process_engine_trains(federation, fast
     twin = RunFolder(tmp_path / "twin")
     nodes = [{"site": str(file)} for file in federation.site_files]
     run_federation(InProcessGrid(make_app(), nodes, settings.flat()), settings, twin, quiet=True)
-    assert distance(weights(run, 2), weights(twin, 2)) < 1e-4
-    assert distance(weights(run, 1), weights(twin, 2)) > 1e-3  # the measure can tell rounds apart
+    assert distance(run, 2, twin, 2) < 1e-4
+    assert distance(run, 1, twin, 2) > 1e-3  # the measure can tell rounds apart
 
 
 def check_ledgers(federation, run: RunFolder, lines: list[dict]) -> None:
