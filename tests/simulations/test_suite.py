@@ -138,7 +138,9 @@ def test_other_rows_may_carry_the_attributes(judged, tmp_path):
     assert raw.action is not None
     assert difference.attacks == {}
     assert difference.action is not None
-    assert evaluation.not_measured == ("attributes of difference1bit: still images hold no motion and no boxes",)
+    assert evaluation.not_measured == (
+        "attributes of difference1bit: not of still images, which hold no motion, no boxes and no delivered files",
+    )
 
 
 def test_another_box_is_other_data(tmp_path):
