@@ -38,7 +38,7 @@ from spact_models.errors import UserError
 from spact_models.losses import chance_level, rate, reconstruction
 from spact_models.minimax import Player, Players, anonymized_views, has_lesson, loss_action, loss_privacy
 from spact_models.noise import KEY_BYTES, ROUNDING_HEADROOM, SecretStream
-from spact_models.seeds import seed_for
+from spact_models.seeds import seed_for, seed_noise
 from spact_models.settings import GameConfig, Settings
 from spact_models.views import NO_AUGMENTATION, AugmentConfig, Batch, FrameBatch, prepare
 
@@ -184,7 +184,7 @@ class Groups:
         views = _some(self.rows_of(self.loader.view_rows, group), self.settings.batch.views, rng)
         if not clips and not views:
             return None
-        torch.manual_seed(seed_for("noise", own))  # f_A's output noise
+        seed_noise("noise", own)  # f_A's output noise
         frames = self.loader.batch_of(clips, views, rng).to(self.device)
         if self.settings.views.source == "image":
             frames = FrameBatch(frames.clips_BTHWC, frames.labels_B, frames.first_NTHWC, frames.first_NTHWC)

@@ -30,7 +30,7 @@ from spact_models.anonymizer import Anonymizer, ClipTransform
 from spact_models.attackers import ATTACKERS, DEFAULTS, check_attackers
 from spact_models.errors import UserError
 from spact_models.gate import ACTION, Judgement, Question, refuse_under_dp
-from spact_models.judge import RETRIEVAL_FORMS, Answer, Judge, JudgeSet, side_by_side
+from spact_models.judge import RETRIEVAL_FORMS, Answer, Judge, JudgeSet
 from spact_models.metrics import (
     attribute_chance,
     attribute_interval,
@@ -42,6 +42,7 @@ from spact_models.obfuscations import by_name
 from spact_models.run_config import load_settings
 from spact_models.seeds import seed_for
 from spact_models.settings import Settings
+from spact_models.workshop import side_by_side
 
 IDENTITY = "identity"  # the column that says who it is; further columns are attributes
 LARGEST_BYTES = 2**31  # of an anonymizer's file

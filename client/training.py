@@ -25,7 +25,7 @@ from spact_models.memory import fit_memory
 from spact_models.minimax import Losses, Player, Players, play
 from spact_models.networks import Networks, build_privacy_network
 from spact_models.noise import SecretStream
-from spact_models.seeds import seed_for
+from spact_models.seeds import own_noise, seed_for, seed_noise
 from spact_models.settings import Settings
 from spact_models.speed import compile_networks, make_adam, onto, plain_copy, prepare_device, seat_in_memory
 from spact_models.views import NO_AUGMENTATION, AugmentConfig, Batch, FrameBatch, prepare, to_float_BCTHW
@@ -76,10 +76,11 @@ def local_round(
     install(networks.anonymizer, networks.action, task.weights)
     players = seat_players(task, settings, site_name, networks, state)
     seen: list[Losses] = []  # with groups no loss is kept: it would be a figure without noise
-    if settings.dp.unit == "videos":
-        _play_by_groups(task, settings, players, groups)
-    else:
-        seen = _play_phase(task, settings, players, _batches(task, settings, site_name, loader, players))
+    with own_noise(next(networks.anonymizer.parameters()).device):
+        if settings.dp.unit == "videos":
+            _play_by_groups(task, settings, players, groups)
+        else:
+            seen = _play_phase(task, settings, players, _batches(task, settings, site_name, loader, players))
     weights, left = snapshot(networks.anonymizer, networks.action), _leave_table(task, players, networks)
     _check_finite(task, {**weights, **left.privacy, **left.buffers})
     metrics = {
@@ -158,7 +159,7 @@ def _batches(
 ) -> Iterator[Batch]:
     seed = seed_for("batches", settings.seed, task.server_round, site_name)
     generator = torch.Generator().manual_seed(seed_for("augment", settings.seed, task.server_round, site_name))
-    torch.manual_seed(seed_for("noise", settings.seed, task.server_round, site_name))  # f_A's output noise
+    seed_noise("noise", settings.seed, task.server_round, site_name)  # f_A's output noise
     device = next(players.f_A.parameters()).device
     for batch in prepared(loader.training(seed), settings, generator, device):
         on_step.get()()

@@ -28,7 +28,7 @@ LOG = logging.getLogger("fedspact.server")
 MAY_CHANGE = (  # how a run is kept going, not what it learns; a key or a whole section
     "run_dir", "resume", "device", "watch.", "rounds.timeout_seconds", "rounds.min_sites", "rounds.max_void_rounds",
     "rounds.keep_checkpoints", "rounds.deadline", "rounds.deadline_factor", "rounds.deadline_quantile",
-    "rounds.deadline_least_seconds",
+    "rounds.deadline_least_seconds", "simulation.sites_at_once",
 )  # fmt: skip
 STATELESS = ("fedavg", "fedprox")  # plain SGD: the optimizer remembers nothing
 

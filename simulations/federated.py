@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from client.app import make_app
@@ -19,9 +21,12 @@ from simulations.laboratory import Laboratory, add_run_arguments, finish, open_l
 from simulations.partition import deal_views, partition, write_sites
 from simulations.resume import dealt_sites, reopen_laboratory
 from spact_models.errors import RunStopped, UserError
+from spact_models.seeds import pick_device
 from spact_models.settings import Settings
+from spact_models.workshop import Workshop
 
 ENGINES = ("inprocess", "ray")
+MOST_AT_ONCE = 4  # sites, unless the settings say more: each has its own networks in memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,16 +92,34 @@ def deal_out(
     return write_sites(folder / "sites", shares, config.unlabelled_sites, cache, dealt, settings.secure.aggregation)
 
 
+def sites_at_once(settings: Settings, sites: int, device: torch.device) -> int:
+    """How many sites of a simulation work at the same time in this process."""
+    if settings.simulation.sites_at_once:
+        return settings.simulation.sites_at_once
+    alone = device.type != "cpu" or settings.speed.compile or settings.memory.budget_gib > 0
+    return 1 if alone else min(sites, MOST_AT_ONCE)
+
+
 def _in_process(settings: Settings, site_files: Sequence[Path], run: RunFolder) -> None:
     nodes = [{"site": str(file)} for file in site_files]
-    with tqdm(total=steps_of_run(settings, len(nodes)), desc="train", unit="step", leave=False) as bar:
-        grid = InProcessGrid(
-            make_app(),
-            nodes,
-            settings.flat(),
-            lambda node, work: bar.set_postfix_str(f"site {node}/{len(nodes)} {work}"),
-        )
-        token = on_step.set(lambda: bar.update() and None)
+    device = pick_device(settings.device)
+    stop, counting = threading.Event(), threading.Lock()
+    with (
+        tqdm(total=steps_of_run(settings, len(nodes)), desc="train", unit="step", leave=False) as bar,
+        Workshop(device, stop.set, sites_at_once(settings, len(nodes), device)) as workshop,
+    ):
+
+        def step() -> None:
+            if stop.is_set():  # the run has failed, or the user interrupted it, while this site worked beside it
+                raise KeyboardInterrupt
+            with counting:
+                bar.update()
+
+        def begins(node: int, work: str) -> None:
+            bar.set_postfix_str(f"site {node}/{len(nodes)} {work}")
+
+        grid = InProcessGrid(make_app(), nodes, settings.flat(), begins, workshop)
+        token = on_step.set(step)
         try:
             run_federation(grid, settings, run, quiet=True)
         finally:

@@ -1,17 +1,21 @@
 """A Flower Grid that calls the ClientApp directly: the real strategy and the real apps, without processes or Ray.
 
-Sites run one after the other, each when its reply is asked for, so at any time one update is in memory.
+Sites run one after the other, each when its reply is asked for, so at any time one update is in memory; or, on a
+CPU's cores, some at a time, each begun when its reply or that of one before it is asked for.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+
+from spact_models.workshop import Workshop
 
 UNKNOWN_ERROR = 0
 
@@ -35,6 +39,8 @@ class InProcessGrid(Grid):
         node_configs: each node's own configuration, as ``flower-supernode --node-config`` would give it.
         run_config: the flat run configuration that both sides see.
         before_site: called with the node's number before it works (progress bars).
+        workshop: where sites work at the same time; as many as it has workers, and one more waits or is done. None:
+            one after the other. What a site replies does not depend on it.
     """
 
     def __init__(
@@ -43,14 +49,17 @@ class InProcessGrid(Grid):
         node_configs: Iterable[Mapping[str, Any]],
         run_config: Mapping[str, Any],
         before_site: Callable[[int, str], None] | None = None,
+        workshop: Workshop | None = None,
     ) -> None:
         self._client_app = client_app
         self._before_site = before_site
+        self._workshop = workshop
         self._contexts = {
             number: Context(1, number, dict(config), RecordDict(), dict(run_config))
             for number, config in enumerate(node_configs, start=1)
         }
         self._waiting: dict[str, Message] = {}
+        self._begun: dict[str, Callable[[], Message]] = {}
         become_task()
 
     def set_run(self, run: Any) -> None:
@@ -78,12 +87,22 @@ class InProcessGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         for name in message_ids:
-            if name in self._waiting:
-                yield self._answer(self._waiting.pop(name))
+            if name in self._waiting or name in self._begun:
+                yield self._reply(name)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:  # noqa: ARG002
         """Replies as they come, one site at a time; in one process nobody is late."""
         return self.pull_messages(self.push_messages(messages))
+
+    def _reply(self, name: str) -> Message:
+        if self._workshop is None:
+            return self._answer(self._waiting.pop(name))
+        most = 1 if self._workshop.workers == 1 else self._workshop.workers + 1
+        for other in [name, *self._waiting]:
+            if other in self._waiting and (other == name or len(self._begun) < most):
+                message = self._waiting.pop(other)
+                self._begun[other] = self._workshop.start(partial(self._answer, message))
+        return self._begun.pop(name)()
 
     def _answer(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]

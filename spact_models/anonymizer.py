@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from spact_models.errors import UserError
 from spact_models.norms import Norm, check_norm, make_norm
+from spact_models.seeds import noise_like
 from spact_models.views import GREY_WEIGHTS
 
 Kind = Literal["frame", "motion"]
@@ -309,9 +310,9 @@ class Anonymizer(ClipTransform):
 
         With cells the noise is one value a cell, so that no average over its pixels or colours can take it away.
 
-        Noise comes from torch's global generator of the clip's device, which the caller seeds: training and the
-        judge so that they can be repeated, use (:meth:`at_any_size`) so that nobody can. The gradient passes through
-        rounding as if it were not there.
+        Noise comes from a round's own generator or from torch's global one (seeds.py), which the caller seeds: training
+        and the judge so that they can be repeated, use (:meth:`at_any_size`) so that nobody can. The gradient passes
+        through rounding as if it were not there.
         """
         height, width = clip_BCTHW.shape[-2:]
         cell = self.config.output_cell_px
@@ -319,7 +320,7 @@ class Anonymizer(ClipTransform):
             grey_B1THW = clip_BCTHW.mean(dim=1, keepdim=True)
             clip_BCTHW = functional.avg_pool3d(grey_B1THW, (1, cell, cell), ceil_mode=True)
         if self.config.output_noise > 0.0:
-            drawn = torch.randn_like(clip_BCTHW) if noise is None else noise
+            drawn = noise_like(clip_BCTHW) if noise is None else noise
             clip_BCTHW = (clip_BCTHW + self.config.output_noise * drawn).clamp(0.0, 1.0)
         if self.config.output_levels:
             steps = self.config.output_levels - 1

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from spact_models.anonymizer import UNet
 from spact_models.errors import UserError
-from spact_models.judge_set import BUILDING, JudgeSet, room
+from spact_models.judge_set import JudgeSet, room
 from spact_models.seeds import seed_for, seeded
 from spact_models.settings import JudgeConfig
 
@@ -118,7 +118,7 @@ def invert(
     mean_3HW = mean_HWC.permute(2, 0, 1).float() / 255
     generator = torch.Generator().manual_seed(seed_for("inversion-batches", seed))
     guess_3P = _linear_guess(train_seen.clips_MTHWC, raw_MTHWC, mean_3HW, inverter.window, generator)
-    with BUILDING, seeded("inversion", seed):
+    with seeded("inversion", seed):
         network = _Restorer(inverter, mean_3HW, guess_3P).to(device)
     _fit(network, inverter, train_seen.clips_MTHWC, raw_MTHWC, config, generator, on_step)
     restored = [

@@ -9,10 +9,8 @@ two anonymizers can be compared on the same videos.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +18,18 @@ from torch.nn import functional
 
 from spact_models.action import ActionName, build_action
 from spact_models.attackers import ATTACKERS, Attacker, embedder
-from spact_models.judge_set import BUILDING as BUILDING
 from spact_models.judge_set import JudgeSet as JudgeSet
 from spact_models.losses import nt_xent
 from spact_models.metrics import hits, majority_share, retrieval_hits
 from spact_models.seeds import seed_for, seeded
 from spact_models.settings import JudgeConfig
 from spact_models.views import NO_AUGMENTATION, AugmentConfig, augment_clips, to_float_BCTHW
+from spact_models.workshop import Progress
 
 VIEWS = AugmentConfig(crop_min_share=0.6, erase_probability=0.0)  # what a retrieval attacker must see through
 # a classifier's: places and sizes vary, colours are evidence and stay
 GEOMETRY = replace(NO_AUGMENTATION, crop_min_share=0.8, flip_probability=0.5)
 RETRIEVAL_FORMS = ("all", "same_source")
-
-Key = TypeVar("Key")
-Progress = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -124,7 +119,7 @@ class Judge:
         return found
 
     def _fresh(self, make: Callable[[], nn.Module], task: str, name: str) -> nn.Module:
-        with BUILDING, seeded("judge", self.seed, task, name):
+        with seeded("judge", self.seed, task, name):
             network = make().to(self.device)
         if any(isinstance(module, nn.Conv3d) for module in network.modules()):
             network = network.to(memory_format=torch.channels_last_3d)  # a third less time on a CPU
@@ -244,55 +239,6 @@ def _known_binary_cross_entropy(logits_BA: Tensor, labels_BA: Tensor) -> Tensor:
         logits_BA, (labels_BA == 1).to(logits_BA.dtype), known_BA, reduction="sum"
     )
     return each_BA / known_BA.sum().clamp(min=1)
-
-
-class Workshop:
-    """Independent jobs at the same time on a CPU's cores, one after the other on a GPU; a batch is begun, then taken.
-
-    Small networks do not keep several cores busy with one step: on 2 cores, two of them side by side with one thread
-    each take two thirds of the time of one after the other with two threads. A batch that is begun before the last one
-    is taken finds the core that the last one's end leaves idle.
-
-    When a job fails, or the user interrupts, those that wait are not begun, and ``on_failure`` is called, which may
-    tell those that run. To be left as a context.
-
-    Args:
-        most: jobs at the same time, at most; as many threads as torch has otherwise.
-    """
-
-    def __init__(self, device: torch.device, on_failure: Progress = lambda: None, most: int | None = None) -> None:
-        self._threads = torch.get_num_threads()
-        self._on_failure = on_failure
-        workers = 1 if device.type != "cpu" else max(1, min(self._threads, most or self._threads))
-        self._pool: ThreadPoolExecutor | None = None
-        if workers > 1:
-            each = max(1, self._threads // workers)
-            self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,))
-
-    def begin(self, jobs: Mapping[Key, Callable[[], Any]]) -> Callable[[], dict[Key, Any]]:
-        """Queue a batch; calling what is returned waits for it and gives its answers by key."""
-        if self._pool is None:
-            return lambda: {key: job() for key, job in jobs.items()}
-        running = {key: self._pool.submit(job) for key, job in jobs.items()}
-        return lambda: {key: future.result() for key, future in running.items()}
-
-    def __enter__(self) -> Workshop:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._on_failure()
-        if self._pool is not None:
-            self._pool.shutdown(wait=kind is None, cancel_futures=kind is not None)
-        torch.set_num_threads(self._threads)
-
-
-def side_by_side(
-    jobs: Mapping[Key, Callable[[], Any]], device: torch.device, on_failure: Progress = lambda: None
-) -> dict[Key, Any]:
-    """One batch of jobs in a :class:`Workshop` of its own."""
-    with Workshop(device, on_failure, len(jobs)) as workshop:
-        return workshop.begin(jobs)()
 
 
 def chance(test: JudgeSet, task: str) -> float:

@@ -6,7 +6,6 @@ import copy
 import math
 import os
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +19,6 @@ from spact_models.seeds import seeded
 from spact_models.views import to_float_BCTHW
 
 MID_GREY = 128  # what a crop puts where it hides something: neither a person's colour nor a difference's black
-BUILDING = threading.Lock()  # torch's global generator draws a network's weights, and there is one of it
 LARGE_BYTES = 4 * 2**30  # of frames at once; more lie on a disk
 
 
@@ -53,7 +51,7 @@ class JudgeSet:
     def through(self, transform: ClipTransform, device: torch.device, batch: int = 16) -> JudgeSet:
         """What an attacker gets: every clip and view transformed, rounded to 8 bits, no lead-in left."""
         transform = copy.deepcopy(transform).to(device).eval()  # not the caller's: its device is its own business
-        with BUILDING, seeded("release"):  # a transform may add noise
+        with seeded("release"):  # a transform may add noise
             return self._released(transform, device, batch)
 
     def _released(self, transform: ClipTransform, device: torch.device, batch: int) -> JudgeSet:

@@ -7,12 +7,18 @@ Poisson sampling and masks must never come from here: the server knows the seed.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
+from torch import Tensor
 
 from spact_models.errors import UserError
+
+_GLOBAL = threading.RLock()  # torch's global generator: there is one of it, and threads train and judge side by side
+_noise: ContextVar[torch.Generator | None] = ContextVar("noise", default=None)
 
 
 def seed_for(*parts: int | str) -> int:
@@ -23,10 +29,40 @@ def seed_for(*parts: int | str) -> int:
 
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """Draw torch's global randomness (network initialisation) from these parts, and leave it as it was."""
-    with torch.random.fork_rng(devices=[]):
+    """Draw torch's global randomness (network initialisation) from these parts, and leave it as it was.
+
+    One thread at a time.
+    """
+    with _GLOBAL, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(*parts))
         yield
+
+
+@contextmanager
+def own_noise(device: torch.device) -> Iterator[None]:
+    """An anonymizer's output noise comes from a generator of this context alone, not from torch's global one.
+
+    So that sites which train side by side in one process draw what each would draw alone.
+    """
+    token = _noise.set(torch.Generator(device))
+    try:
+        yield
+    finally:
+        _noise.reset(token)
+
+
+def seed_noise(*parts: int | str) -> None:
+    """Let the output noise from here on depend on these parts and on nothing else."""
+    (_noise.get() or torch).manual_seed(seed_for(*parts))
+
+
+def noise_like(value: Tensor) -> Tensor:
+    """Standard normal noise of the value's shape, type and device, from :func:`own_noise` where there is one.
+
+    Drawn in plain memory whatever the value's layout is: what is drawn does not depend on it, and torch is eight times
+    slower where memory is not contiguous (16 clips of 8×32×32 on one core: 16 and 2 ms).
+    """
+    return torch.randn(value.shape, generator=_noise.get(), dtype=value.dtype, device=value.device)
 
 
 def pick_device(name: str) -> torch.device:

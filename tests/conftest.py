@@ -3,6 +3,7 @@
 Results must not depend on the number of threads; pytest-xdist brings the processes.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,13 @@ from client.video.encode import write_video
 from client.video.rows import Row, write_rows
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):  # noqa: ARG001
+    """One more than there are cores: tests of real processes wait as much as they work."""
+    return (os.cpu_count() or 1) + 1
+
 
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230), "white": (240, 240, 240)}
 FAST = {  # the smallest game that is still the whole game

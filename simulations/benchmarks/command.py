@@ -26,6 +26,8 @@ BENCHMARKS = {  # name: where, and what it is about; modules are imported when t
     "feed": ("input.measure_feed", "steps with the loader against steps without"),
     "federation-4": ("federation.measure_4", "4 sites in one process against pooled training"),
     "federation-16": ("federation.measure_16", "16 sites"),
+    "sites-at-once": ("federation.measure_at_once", "sites side by side on the cores"),
+    "federation-ray": ("federation.measure_ray", "4 sites on Flower's Ray runtime against in one process"),
     "sites-100": ("federation.measure_100", "memory of 100 sites"),
     "aggregation": ("wire.measure_aggregation_speed", "the server's mean against a bare addition"),
     "aggregation-memory": ("wire.measure_aggregation_memory", "64 sites against 4"),
@@ -101,10 +103,15 @@ def _benchmark(name: str) -> Benchmark:
 
 def line_of(row: Row) -> str:
     """For the terminal."""
-    verdict = "met" if row.met else "missed"
     twin = "" if row.twin is None else f", twin {_spread(row.twin)} {row.unit}, ratio {_spread(row.ratio)}"
     note = f"  ({row.note})" if row.note else ""
-    return f"{row.name}: {_spread(row.ours)} {row.unit}{twin}; target {row.rule} {row.target:.3g}: {verdict}{note}"
+    return f"{row.name}: {_spread(row.ours)} {row.unit}{twin}; {_verdict(row)}{note}"
+
+
+def _verdict(row: Row) -> str:
+    if row.target is None:
+        return "no target"
+    return f"target {row.rule} {row.target:.3g}: {'met' if row.met else 'missed'}"
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -113,9 +120,9 @@ def markdown(rows: Sequence[Row]) -> str:
     for row in rows:
         twin = "–" if row.twin is None else f"{_spread(row.twin)} {row.unit}"
         ratio = "–" if row.ratio is None else _spread(row.ratio)
-        target = f"{'≥' if row.rule == 'at least' else '≤'} {row.target:.3g}"
+        target = "–" if row.target is None else f"{'≥' if row.rule == 'at least' else '≤'} {row.target:.3g}"
         what = f"**{row.name}**: {row.what}" + (f" ({row.note})" if row.note else "")
-        verdict = "met" if row.met else "missed"
+        verdict = "–" if row.met is None else "met" if row.met else "missed"
         lines.append(f"| {what} | {_spread(row.ours)} {row.unit} | {twin} | {ratio} | {target} | {verdict} |")
     here = machine()
     versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())

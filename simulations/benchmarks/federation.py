@@ -1,4 +1,4 @@
-"""``federation-4``, ``federation-16``, ``sites-100``: what playing as sites costs in one process."""
+"""What playing as sites costs: against pooled training, side by side, on Ray, and a hundred sites' memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from client.video.rows import Row as VideoRow
 from server.runs import RunFolder
@@ -25,6 +27,7 @@ from spact_models.settings import Settings
 
 VIDEOS_A_SITE = 24  # no fewer than a batch has views
 MANY, MANY_GIB = 100, 6.0
+AT_ONCE = 4
 MOST_REPEATS = {16: 2}  # pairs; 16 sites take minutes
 
 
@@ -36,6 +39,40 @@ def measure_4(quick: bool, repeats: int, on_step: Callable[[], object]) -> Itera
 def measure_16(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
     """Sixteen sites."""
     yield _overhead(16, quick, repeats, on_step)
+
+
+def measure_at_once(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
+    """Sites on a CPU's cores at the same time, against one after the other with all cores each."""
+    settings = _settings(AT_ONCE, quick, cycles=1 if quick else 6)
+    alone = replace(settings, simulation=replace(settings.simulation, sites_at_once=1))
+    with tempfile.TemporaryDirectory() as folder:
+        rows = _rows(Path(folder) / "videos", AT_ONCE * VIDEOS_A_SITE)
+        runs = iter(range(10_000))
+
+        def play(chosen: Settings) -> None:
+            simulate(_laboratory(chosen, rows, Path(folder) / "cache", Path(folder) / f"run-{next(runs)}"))
+
+        own, other, ratio = in_turns(lambda: play(settings), lambda: play(alone), repeats, on_step)
+    note = f"{torch.get_num_threads()} threads; nothing to win on one, nor on a GPU, where sites stay one at a time"
+    what = f"{AT_ONCE} sites of the tiny preset in one process at the same time, against one after the other"
+    yield Row("sites-at-once", what, "s", own, other, ratio, 1.0, "at least", note)
+
+
+def measure_ray(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
+    """The same federation on Flower's simulation runtime, whose start counts, and in this process."""
+    settings = _settings(AT_ONCE, quick, cycles=1 if quick else 6)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = _rows(Path(folder) / "videos", AT_ONCE * VIDEOS_A_SITE)
+        runs = iter(range(10_000))
+
+        def play(engine: str) -> None:
+            lab = _laboratory(settings, rows, Path(folder) / "cache", Path(folder) / f"run-{next(runs)}")
+            simulate(lab, engine)
+
+        own, other, ratio = in_turns(lambda: play("ray"), lambda: play("inprocess"), repeats, on_step)
+    over = Spread(1 / ratio.median, 1 / ratio.high, 1 / ratio.low)
+    what = f"{AT_ONCE} sites of the tiny preset on Ray, its start included, against in one process"
+    yield Row("federation-ray", what, "s", own, other, over, None, "at most", "ratio: Ray's over the process'")
 
 
 def measure_100(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:  # noqa: ARG001

@@ -47,7 +47,7 @@ class Row:
     ours: Spread
     twin: Spread | None
     ratio: Spread | None
-    target: float
+    target: float | None  # None: reported, with no target
     rule: Literal["at least", "at most"]
     note: str = ""
 
@@ -57,7 +57,9 @@ class Row:
         return self.ratio.median if self.ratio is not None else self.ours.median
 
     @property
-    def met(self) -> bool:
+    def met(self) -> bool | None:
+        if self.target is None:
+            return None
         return self.judged >= self.target if self.rule == "at least" else self.judged <= self.target
 
     def to_json(self) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from simulations.protocols.evaluation import ACTION
 from simulations.protocols.figures import Found
 from spact_models.anonymizer import ClipTransform
 from spact_models.attackers import ATTACKERS
-from spact_models.judge import Answer, Judge, Workshop
+from spact_models.judge import Answer, Judge
 from spact_models.judge_set import JudgeSet
 from spact_models.seeds import seed_for
 from spact_models.settings import Settings
+from spact_models.workshop import Workshop
 
 if TYPE_CHECKING:
     from simulations.protocols.suite import Suite

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fedspact import main
+from simulations.benchmarks.command import line_of, markdown
 from simulations.benchmarks.measured import Row, Spread, in_turns
 from simulations.benchmarks.step import Scene, pair
 from simulations.benchmarks.wire import measure_wire
@@ -55,6 +56,10 @@ def test_each_pair_is_timed_in_turns_and_the_verdict_follows_the_rule():
     lean = Row("y", "", "GiB", Spread.of([7.0]), None, None, 6.0, "at most")
     assert not lean.met
     assert lean.worse_than(5.0)
+    told = Row("z", "", "s", one, one, one, None, "at most")
+    assert told.met is None
+    assert line_of(told).endswith("no target")
+    assert markdown([told]).splitlines()[2].endswith("| – | – |")
 
 
 def test_an_update_is_as_small_on_the_wire_as_was_asked():

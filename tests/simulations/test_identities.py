@@ -2,15 +2,18 @@
 
 import json
 import shutil
+import threading
 
 import pytest
 import torch
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 
 from client.app import make_app
 from server.app import run_federation
 from server.runs import RunFolder
 from simulations.centralized import centralize
-from simulations.federated import deal_out, simulate
+from simulations.federated import deal_out, simulate, sites_at_once
 from simulations.inprocess import InProcessGrid
 from simulations.laboratory import Laboratory
 from simulations.partition import load_rows
@@ -18,6 +21,7 @@ from spact_models.checkpoint import load_checkpoint
 from spact_models.exchange import snapshot, trained_names
 from spact_models.networks import build_networks
 from spact_models.run_config import load_settings
+from spact_models.workshop import Workshop
 
 
 def laboratory(manifest, folder, fast, **changes):
@@ -58,6 +62,84 @@ def test_the_same_seed_gives_the_same_run_and_the_order_of_sites_does_not_matter
     grid = InProcessGrid(make_app(), [{"site": str(file)} for file in reversed(files)], labs[1].settings.flat())
     run_federation(grid, labs[1].settings, labs[1].run, quiet=True)
     assert distance(last_weights(labs[0]), last_weights(labs[1])) < 1e-4
+
+
+MASKED = {"strategy.weighting": "equal", "secure.aggregation": True, "rounds.min_sites": 3}
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("masked", "tolerance"), [(False, 0.0), (True, 1e-6)])  # masks are drawn anew in every run
+def test_sites_at_the_same_time_play_exactly_what_they_play_one_after_the_other(
+    squares, tmp_path, fast, masked, tolerance, request
+):
+    """Noise, initial weights and batches are each site's own, whoever works beside it."""
+    changes = {"simulation.sites": 3, "networks.output_noise": 0.3, **(MASKED if masked else {})}
+    first = laboratory(squares, tmp_path / "one", fast, **changes)
+    simulate(first)
+    request.getfixturevalue("two_threads")
+    second = laboratory(squares, tmp_path / "two", fast, **changes)
+    simulate(second)
+    assert distance(last_weights(first), last_weights(second)) <= tolerance
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_sites_work_at_the_same_time_and_one_that_fails_stands_alone():
+    """Two sites wait for each other inside their work: alone, neither would ever reply."""
+    together, app = threading.Barrier(2), ClientApp()
+
+    @app.train()
+    def train(message, context):
+        together.wait(timeout=30)
+        if context.node_config["number"] == 3:
+            raise RuntimeError("this site cannot")
+        told = MetricRecord({"number": context.node_config["number"], "threads": torch.get_num_threads()})
+        return Message(RecordDict({"metrics": told}), reply_to=message)
+
+    with Workshop(torch.device("cpu"), most=2) as workshop:
+        grid = InProcessGrid(app, [{"number": number} for number in range(4)], {}, workshop=workshop)
+        replies = list(
+            grid.send_and_receive(Message(RecordDict(), node, "train", group_id="1") for node in (1, 2, 3, 4))
+        )
+    assert [reply.has_error() for reply in replies] == [False, False, False, True]
+    assert [reply.content["metrics"]["number"] for reply in replies[:3]] == [0, 1, 2]
+    assert {reply.content["metrics"]["threads"] for reply in replies[:3]} == {1}
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_no_more_replies_than_sites_at_work_and_one_are_held():
+    """A federation of a hundred sites must not play ahead of the server's mean."""
+    begun, app = [], ClientApp()
+
+    @app.train()
+    def train(message, context):
+        begun.append(context.node_id)
+        return Message(RecordDict(), reply_to=message)
+
+    with Workshop(torch.device("cpu"), most=2) as workshop:
+        grid = InProcessGrid(app, [{}] * 9, {}, workshop=workshop)
+        names = grid.push_messages([Message(RecordDict(), node, "train", group_id="1") for node in range(1, 10)])
+        assert begun == []
+        for taken, name in enumerate(names, start=1):
+            assert [reply.metadata.src_node_id for reply in grid.pull_messages([name])] == [taken]
+            assert len(begun) <= taken + 2
+    assert sorted(begun) == list(range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, 4), ({"simulation.sites_at_once": 6}, 6), ({"memory.budget_gib": 1.0}, 1), ({"speed.compile": True}, 1)],
+)
+def test_how_many_sites_work_at_the_same_time(fast, changes, expected):
+    assert sites_at_once(load_settings({**fast, **changes}), 8, torch.device("cpu")) == expected
+    assert sites_at_once(load_settings(fast), 2, torch.device("cpu")) == 2
 
 
 def test_a_few_trained_layers_are_the_same_game_federated_and_centralised(squares, tmp_path, fast):

@@ -27,17 +27,25 @@ def last(run):
     return load_checkpoint(list(RunFolder.open(run).checkpoints().values())[-1]).tensors
 
 
-def test_killed_by_the_system_and_resumed_is_uninterrupted(squares, tmp_path, fast, capsys):
+@pytest.mark.parametrize(("how", "threads", "status"), [(signal.SIGKILL, "1", -9), (signal.SIGINT, "2", 130)])
+def test_killed_or_interrupted_and_resumed_is_uninterrupted(squares, tmp_path, fast, capsys, how, threads, status):
+    """With two threads the two sites are at work at the same time, and Ctrl-C must end both."""
     fast |= {"rounds.minimax": 3, "strategy.name": "fedadam", "strategy.learning_rate": 0.01}
     assert main(words(squares, tmp_path / "whole", fast)) == 0
     run = tmp_path / "run"
     command = [sys.executable, str(ROOT / "fedspact.py"), *words(squares, run, fast)]
     with (tmp_path / "log").open("wb") as log:
-        victim = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        victim = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest ignores it
+        )
     while victim.poll() is None and not (run / "checkpoints" / "round-0002.safetensors").exists():
         time.sleep(0.005)
-    victim.send_signal(signal.SIGKILL)
-    assert victim.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    victim.send_signal(how)
+    assert victim.wait() == status, (tmp_path / "log").read_text()
     assert not (run / "summary.json").exists()
 
     assert main(["simulate", "--resume", str(run), "--set", "game.omega=0.5"]) == 2
