@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, bool | int | float | str]] = {
         "game.lr_anonymizer": 1e-3,
         "game.lr_action": 1e-3,
         "game.lr_privacy": 1e-3,
-        "warmup.steps": 20,
+        "warmup.steps": 40,
         "rounds.warmup": 2,
         "rounds.minimax": 7,
         "rounds.cycles": 12,

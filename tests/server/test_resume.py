@@ -156,7 +156,12 @@ POINTS = {  # -> the last complete round that the dead run's folder holds
 }
 
 
-@pytest.mark.parametrize("point", POINTS)
+OFTEN = ("checkpoint", "in its line")  # the other moments only with `pytest -m slow`
+
+
+@pytest.mark.parametrize(
+    "point", [pytest.param(point, marks=() if point in OFTEN else pytest.mark.slow) for point in POINTS]
+)
 def test_killed_at_any_moment_and_resumed_is_uninterrupted(squares, tmp_path, fast, whole, point):
     """Bit for bit, with Adam's moments at the server, a teacher, an unlabelled site, and one checkpoint kept."""
     changes = {"strategy.name": "fedadam", "rounds.keep_checkpoints": 1}
@@ -334,6 +339,7 @@ def test_one_writer_a_folder(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_in_a_real_run_ends_it_and_the_last_good_round_is_resumed(squares, tmp_path, fast, whole):
     """A file size limit stands for the full disk: below it lies what round 1 writes, above it what Adam adds."""
     settings, files = deal(squares, tmp_path, fast)

@@ -335,6 +335,6 @@ def test_real_sites_with_one_that_multiplies_its_update(squares, tmp_path, fast)
 
     honest = weights("honest", 1)
     broken = apart(weights("broken", -100), honest)
-    assert broken > 0.5  # that far from where the honest sites end, in lengths of all weights
+    assert broken > 0.3  # that far from where the honest sites end, in lengths of all weights
     for rule in ("median", "multi_krum"):
         assert apart(weights(rule, -100, **{"strategy.aggregation": rule}), honest) < 0.02

@@ -80,14 +80,19 @@ def expected_of(game):
     return left("training") if all(len(left(stage)) >= least for stage in STAGES) else None
 
 
-def test_every_pattern_of_five_sites_lost_at_any_stage(tmp_path, monkeypatch):
-    """Up to the sites' order, which is drawn: 252 patterns. Above the threshold the sum is right, below it void."""
+@pytest.mark.parametrize(
+    ("count", "patterns", "right"),
+    # five with keys: nobody lost later, or one at one of four stages; the same with four and with three; two: nobody
+    [(4, 126, 5 + 5 + 1), pytest.param(5, 252, 5 + 5 + 5 + 1, marks=pytest.mark.slow)],
+)
+def test_every_pattern_of_sites_lost_at_any_stage(tmp_path, monkeypatch, count, patterns, right):
+    """Up to the sites' order, which is drawn. Above the threshold the sum is right, below it void."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # nobody pulls the plug here: a quarter of the time
     rng, met = random.Random(0), Counter()
-    for number, fates in enumerate(itertools.combinations_with_replacement((*STAGES, "never"), 5)):
-        fates = rng.sample(fates, 5)
-        names = [f"site-{place}" for place in range(5)]
-        game = Game(tmp_path / str(number), lost_at=dict(zip(names, fates, strict=True)))
+    for number, fates in enumerate(itertools.combinations_with_replacement((*STAGES, "never"), count)):
+        fates = rng.sample(fates, count)
+        names = [f"site-{place}" for place in range(count)]
+        game = Game(tmp_path / str(number), count, lost_at=dict(zip(names, fates, strict=True)))
         expected = expected_of(game)
         met[expected is None] += 1
         if expected is None:
@@ -96,9 +101,8 @@ def test_every_pattern_of_five_sites_lost_at_any_stage(tmp_path, monkeypatch):
             continue
         mean, sites = game.play()
         assert sites == len(expected), fates
-        assert_close(mean, game.mean_of(expected), FixedPoint(1.0, 5).step)
-    # five with keys: nobody lost later, or one at one of four stages; the same with four and with three; two: nobody
-    assert met == {True: 252 - 16, False: 5 + 5 + 5 + 1}
+        assert_close(mean, game.mean_of(expected), FixedPoint(1.0, count).step)
+    assert met == {True: patterns - right, False: right}
 
 
 def test_twelve_sites_that_agree_with_six_neighbours_each(tmp_path):

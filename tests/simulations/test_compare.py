@@ -379,6 +379,7 @@ def wait_for(condition, seconds=3600.0):  # only so that a fault does not hang f
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds a process's children in /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_comparison_killed_in_the_middle_goes_on_where_it_was(squares, tmp_path, fast, how, monkeypatch):
