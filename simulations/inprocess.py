@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
@@ -53,7 +54,7 @@ class InProcessGrid(Grid):
     ) -> None:
         self._client_app = client_app
         self._before_site = before_site
-        self._workshop = workshop
+        self._workshop = workshop or Workshop(torch.device("cpu"), most=1)
         self._contexts = {
             number: Context(1, number, dict(config), RecordDict(), dict(run_config))
             for number, config in enumerate(node_configs, start=1)
@@ -95,9 +96,7 @@ class InProcessGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def _reply(self, name: str) -> Message:
-        if self._workshop is None:
-            return self._answer(self._waiting.pop(name))
-        most = 1 if self._workshop.workers == 1 else self._workshop.workers + 1
+        most = self._workshop.workers + (self._workshop.workers > 1)
         for other in [name, *self._waiting]:
             if other in self._waiting and (other == name or len(self._begun) < most):
                 message = self._waiting.pop(other)

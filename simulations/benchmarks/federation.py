@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ from spact_models.settings import Settings
 VIDEOS_A_SITE = 24  # no fewer than a batch has views
 MANY, MANY_GIB = 100, 6.0
 AT_ONCE = 4
+Training = tuple[Callable[[Laboratory], object], Settings]
 MOST_REPEATS = {16: 2}  # pairs; 16 sites take minutes
 
 
@@ -43,16 +46,9 @@ def measure_16(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iter
 
 def measure_at_once(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
     """Sites on a CPU's cores at the same time, against one after the other with all cores each."""
-    settings = _settings(AT_ONCE, quick, cycles=1 if quick else 6)
+    settings = _settings(AT_ONCE, quick)
     alone = replace(settings, simulation=replace(settings.simulation, sites_at_once=1))
-    with tempfile.TemporaryDirectory() as folder:
-        rows = _rows(Path(folder) / "videos", AT_ONCE * VIDEOS_A_SITE)
-        runs = iter(range(10_000))
-
-        def play(chosen: Settings) -> None:
-            simulate(_laboratory(chosen, rows, Path(folder) / "cache", Path(folder) / f"run-{next(runs)}"))
-
-        own, other, ratio = in_turns(lambda: play(settings), lambda: play(alone), repeats, on_step)
+    own, other, ratio = _played(AT_ONCE, (simulate, settings), (simulate, alone), repeats, on_step)
     note = f"{torch.get_num_threads()} threads; nothing to win on one, nor on a GPU, where sites stay one at a time"
     what = f"{AT_ONCE} sites of the tiny preset in one process at the same time, against one after the other"
     yield Row("sites-at-once", what, "s", own, other, ratio, 1.0, "at least", note)
@@ -60,19 +56,11 @@ def measure_at_once(quick: bool, repeats: int, on_step: Callable[[], object]) ->
 
 def measure_ray(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
     """The same federation on Flower's simulation runtime, whose start counts, and in this process."""
-    settings = _settings(AT_ONCE, quick, cycles=1 if quick else 6)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = _rows(Path(folder) / "videos", AT_ONCE * VIDEOS_A_SITE)
-        runs = iter(range(10_000))
-
-        def play(engine: str) -> None:
-            lab = _laboratory(settings, rows, Path(folder) / "cache", Path(folder) / f"run-{next(runs)}")
-            simulate(lab, engine)
-
-        own, other, ratio = in_turns(lambda: play("ray"), lambda: play("inprocess"), repeats, on_step)
-    over = Spread(1 / ratio.median, 1 / ratio.high, 1 / ratio.low)
+    settings = _settings(AT_ONCE, quick)
+    on_ray = partial(simulate, engine="ray")
+    own, other, ratio = _played(AT_ONCE, (on_ray, settings), (simulate, settings), repeats, on_step)
     what = f"{AT_ONCE} sites of the tiny preset on Ray, its start included, against in one process"
-    yield Row("federation-ray", what, "s", own, other, over, None, "at most", "ratio: Ray's over the process'")
+    yield Row("federation-ray", what, "s", own, other, ratio.turned, None, "at most", "ratio: Ray's over the process'")
 
 
 def measure_100(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:  # noqa: ARG001
@@ -86,25 +74,33 @@ def measure_100(quick: bool, repeats: int, on_step: Callable[[], object]) -> Ite
 
 def _overhead(sites: int, quick: bool, repeats: int, on_step: Callable[[], object]) -> Row:
     """Equal optimizer steps on the same videos: as sites, and pooled."""
-    settings = _settings(sites, quick, cycles=1 if quick else 6)
+    settings = _settings(sites, quick)
+    twin = (centralize, pooled(settings, sites))
+    own, other, ratio = _played(
+        sites, (simulate, settings), twin, min(repeats, MOST_REPEATS.get(sites, repeats)), on_step
+    )
+    what = f"{sites} sites in one process against pooled training, equal steps, tiny preset, rounds cut to a third"
+    return Row(
+        f"federation-{sites}", what, "s", own, other, ratio.turned, 1.05, "at most", "ratio: ours over the twin's"
+    )
+
+
+def _played(
+    sites: int, ours: Training, twin: Training, repeats: int, on_step: Callable[[], object]
+) -> tuple[Spread, Spread, Spread]:
+    """Two ways to train on the same videos, in turns, each time in a run folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         rows = _rows(Path(folder) / "videos", sites * VIDEOS_A_SITE)
-        cache = Path(folder) / "cache"
-        runs = iter(range(10_000))
+        runs = itertools.count()
 
-        def ours() -> None:
-            simulate(_laboratory(settings, rows, cache, Path(folder) / f"run-{next(runs)}"))
+        def play(training: Training) -> None:
+            train, settings = training
+            train(_laboratory(settings, rows, Path(folder) / "cache", Path(folder) / f"run-{next(runs)}"))
 
-        def twin() -> None:
-            centralize(_laboratory(pooled(settings, sites), rows, cache, Path(folder) / f"run-{next(runs)}"))
-
-        own, other, ratio = in_turns(ours, twin, min(repeats, MOST_REPEATS.get(sites, repeats)), on_step)
-    over = Spread(1 / ratio.median, 1 / ratio.high, 1 / ratio.low)
-    what = f"{sites} sites in one process against pooled training, equal steps, tiny preset, rounds cut to a third"
-    return Row(f"federation-{sites}", what, "s", own, other, over, 1.05, "at most", "ratio: ours over the twin's")
+        return in_turns(partial(play, ours), partial(play, twin), repeats, on_step)
 
 
-def _settings(sites: int, small: bool, cycles: int) -> Settings:
+def _settings(sites: int, small: bool) -> Settings:
     """The preset's own batches (``small``: little ones), in rounds much shorter than its own: a site costs by round."""
     return load_settings({
         "preset": "tiny",
@@ -113,7 +109,7 @@ def _settings(sites: int, small: bool, cycles: int) -> Settings:
         "warmup.steps": 4,
         "rounds.warmup": 1,
         "rounds.minimax": 1,
-        "rounds.cycles": cycles,
+        "rounds.cycles": 1 if small else 6,
         "device": "cpu",
     })  # fmt: skip
 
@@ -134,7 +130,7 @@ def _laboratory(settings: Settings, rows: list[VideoRow], cache: Path, run: Path
 
 def main(sites: int) -> None:
     """Play ``sites`` sites and print this process' peak memory in MB."""
-    settings = _settings(sites, small=True, cycles=1)
+    settings = _settings(sites, small=True)
     settings = replace(settings, warmup=replace(settings.warmup, steps=1))
     with tempfile.TemporaryDirectory() as folder:
         rows = _rows(Path(folder) / "videos", sites * 8)

@@ -32,6 +32,11 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(statistics.median(values), min(values), max(values))
 
+    @property
+    def turned(self) -> Spread:
+        """Of the ratios' reciprocals: ours over the twin's, where less is better."""
+        return Spread(1 / self.median, 1 / self.high, 1 / self.low)
+
 
 @dataclass(frozen=True)
 class Row:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 
 import pytest
 import torch
@@ -10,14 +11,17 @@ from flwr.app import Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.app import make_app
+from client.training import on_step
 from server.app import run_federation
 from server.runs import RunFolder
+from simulations import federated
 from simulations.centralized import centralize
 from simulations.federated import deal_out, simulate, sites_at_once
 from simulations.inprocess import InProcessGrid
 from simulations.laboratory import Laboratory
 from simulations.partition import load_rows
 from spact_models.checkpoint import load_checkpoint
+from spact_models.errors import RunStopped
 from spact_models.exchange import snapshot, trained_names
 from spact_models.networks import build_networks
 from spact_models.run_config import load_settings
@@ -111,6 +115,37 @@ def test_sites_work_at_the_same_time_and_one_that_fails_stands_alone():
     assert [reply.content["metrics"]["number"] for reply in replies[:3]] == [0, 1, 2]
     assert {reply.content["metrics"]["threads"] for reply in replies[:3]} == {1}
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_site_at_work_beside_a_run_that_fails_is_told_to_stop(squares, tmp_path, fast, monkeypatch):
+    """Site 2 works until somebody stops it; the run fails when site 1 has replied."""
+    app, at_work, told = ClientApp(), threading.Event(), threading.Event()
+
+    @app.train()
+    def train(message, context):
+        if context.node_id == 1:
+            at_work.wait(timeout=30)
+            return Message(RecordDict(), reply_to=message)
+        at_work.set()
+        try:
+            for _ in range(3000):  # half a minute, not for ever: a test that fails must end
+                on_step.get()()
+                time.sleep(0.01)
+        except KeyboardInterrupt:
+            told.set()
+            raise
+
+    def fails(grid, *_, **__):
+        names = grid.push_messages([Message(RecordDict(), node, "train", group_id="1") for node in (1, 2)])
+        assert len(list(grid.pull_messages(names[:1]))) == 1
+        raise RunStopped("too few sites")
+
+    monkeypatch.setattr(federated, "make_app", lambda: app)
+    monkeypatch.setattr(federated, "run_federation", fails)
+    with pytest.raises(RunStopped):
+        simulate(laboratory(squares, tmp_path / "run", fast, **{"simulation.sites": 2}))
+    assert told.wait(timeout=20)
 
 
 @pytest.mark.usefixtures("two_threads")
