@@ -32,14 +32,17 @@ def test_any_three_of_five_open_a_secret_and_no_two_do():
 
 
 def test_too_few_shares_say_nothing():
-    """Two of three-of-five shares of one secret are as random as those of another: every byte takes all values."""
+    """Two of three-of-five shares of one secret are as random as those of another.
+
+    800 draws leave 11 of a byte's 256 values unseen, give or take 3: 56 never, if the draws are uniform.
+    """
     seen = {secret: [set() for _ in range(64)] for secret in (bytes(32), b"\xff" * 32)}
     for secret, places in seen.items():
-        for _ in range(3000):
+        for _ in range(800):
             shares = agreement.split(secret, 3, NAMES)
             for place, value in enumerate(shares["east"] + shares["zoo"]):
                 places[place].add(value)
-    assert all(len(values) == 256 for places in seen.values() for values in places)
+    assert min(len(values) for places in seen.values() for values in places) > 200
 
 
 def test_a_wrong_share_gives_another_secret_which_its_commitment_shows():
