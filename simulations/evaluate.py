@@ -46,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="judge what some tool made of the same videos, too; repeatable",
     )
     parser.add_argument("--rounds", metavar="2,5,9", help="judge the checkpoints of these rounds, too")
-    parser.add_argument("--quick", action="store_true", help="three representations, one seed; no retrieval of people")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="three representations, one seed; no retrieval of people, no second attacker where the first names all",
+    )
     parser.add_argument("--recipe", metavar="NAME", help="ucf101-known, hmdb51-novel or pa-hmdb51 (with --root)")
     parser.add_argument("--root", type=Path, metavar="DIR", help="the folder that holds a recipe's data sets")
     parser.add_argument("--inversion", action="store_true", help="a fresh network tries to restore the raw frames")
@@ -144,7 +148,7 @@ def _material(args: argparse.Namespace, model: Model, settings: Settings) -> tup
 def _suite(args: argparse.Namespace, data: Data, attackers: tuple[str, ...], preset: str) -> Suite:
     from simulations.protocols.plans import default_protocol, plan
     from simulations.protocols.recipes import RECIPES
-    from simulations.protocols.suite import QUICK, REPRESENTATIONS
+    from simulations.protocols.suite import QUICK, REPRESENTATIONS, SURE
     from spact_models.attackers import CHEAPEST, PAIRS, check_attackers
 
     protocol = args.protocol
@@ -163,7 +167,12 @@ def _suite(args: argparse.Namespace, data: Data, attackers: tuple[str, ...], pre
     )
     if not args.quick:
         return suite
-    return replace(suite, retrieval=suite.retrieval and not suite.tasks, retrieval_attackers=CHEAPEST[preset])
+    return replace(
+        suite,
+        retrieval=suite.retrieval and not suite.tasks,
+        retrieval_attackers=CHEAPEST[preset],
+        enough=SURE if len(suite.seeds) == 1 else None,
+    )
 
 
 def _judge(

@@ -26,7 +26,7 @@ from spact_models.settings import Settings
 from spact_models.workshop import Workshop
 
 ENGINES = ("inprocess", "ray")
-MOST_AT_ONCE = 4  # sites, unless the settings say more: each has its own networks in memory
+MOST_AT_ONCE = 4  # sites with cores of their own, unless the settings say more: each has its networks in memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,11 +93,18 @@ def deal_out(
 
 
 def sites_at_once(settings: Settings, sites: int, device: torch.device) -> int:
-    """How many sites of a simulation work at the same time in this process."""
+    """How many sites of a simulation work at the same time in this process.
+
+    One more than there are cores where the sites would not come out even: three share two cores in one and a half
+    turns, two and then one need two.
+    """
     if settings.simulation.sites_at_once:
         return settings.simulation.sites_at_once
     alone = device.type != "cpu" or settings.speed.compile or settings.memory.budget_gib > 0
-    return 1 if alone else min(sites, MOST_AT_ONCE)
+    if alone:
+        return 1
+    turn = min(sites, MOST_AT_ONCE, torch.get_num_threads())
+    return turn + (1 if sites % turn else 0)
 
 
 def _in_process(settings: Settings, site_files: Sequence[Path], run: RunFolder) -> None:

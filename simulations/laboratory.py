@@ -21,7 +21,7 @@ from simulations.partition import load_rows, partition
 from simulations.protocols.bench import IDENTITY
 from simulations.protocols.evaluation import ACTION, Evaluation, Figure
 from simulations.protocols.sets import attackable
-from simulations.protocols.suite import Suite, judge_suite
+from simulations.protocols.suite import SURE, Suite, judge_suite
 from simulations.protocols.text import table
 from spact_models.anonymizer import Anonymizer
 from spact_models.attackers import PAIRS
@@ -173,6 +173,7 @@ def closing_suite(lab: Laboratory, with_retrieval: bool = True, judged: bool = T
         retrieval_attackers=pair[:1],
         seeds=(lab.settings.seed,),
         retrieval=with_retrieval,
+        enough=SURE,
     )
 
 

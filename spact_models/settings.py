@@ -258,7 +258,7 @@ class SimulationConfig:
     test_share: float = 0.25  # held out by whole sources where the manifest has no split
     unlabelled_sites: int = 0  # the last so many sites lose their action labels
     unreadable_share: float = 0.05  # more unreadable videos than this stop the run; a real site has its own
-    sites_at_once: int = 0  # on a CPU's cores; 0 = up to 4, one with a memory budget or speed.compile; a GPU has one
+    sites_at_once: int = 0  # on a CPU; 0 = as many as cores, up to 5 (memory budget, speed.compile, GPU: one)
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "sites")

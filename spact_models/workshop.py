@@ -25,7 +25,7 @@ class Workshop:
     tell those that run. To be left as a context.
 
     Args:
-        most: jobs at the same time, at most; as many threads as torch has otherwise.
+        most: jobs at the same time; as many as torch has threads otherwise. With more than that they share the cores.
 
     Attributes:
         workers: jobs at the same time; with one, a job is done when its batch is taken, and by whom.
@@ -34,7 +34,7 @@ class Workshop:
     def __init__(self, device: torch.device, on_failure: Progress = lambda: None, most: int | None = None) -> None:
         self._threads = torch.get_num_threads()
         self._on_failure = on_failure
-        self.workers = 1 if device.type != "cpu" else max(1, min(self._threads, most or self._threads))
+        self.workers = 1 if device.type != "cpu" else most or self._threads
         self._pool: ThreadPoolExecutor | None = None
         if self.workers > 1:
             each = max(1, self._threads // self.workers)
@@ -64,5 +64,5 @@ def side_by_side(
     jobs: Mapping[Key, Callable[[], Any]], device: torch.device, on_failure: Progress = lambda: None
 ) -> dict[Key, Any]:
     """One batch of jobs in a :class:`Workshop` of its own."""
-    with Workshop(device, on_failure, len(jobs)) as workshop:
+    with Workshop(device, on_failure, max(1, min(len(jobs), torch.get_num_threads()))) as workshop:
         return workshop.begin(jobs)()

@@ -13,7 +13,7 @@ import torch
 
 from simulations.protocols.bench import CROPS, IDENTITY, Bench, Pair, matchers
 from simulations.protocols.evaluation import ACTION
-from simulations.protocols.figures import Found
+from simulations.protocols.figures import IN_TURN, Found
 from spact_models.anonymizer import ClipTransform
 from spact_models.attackers import ATTACKERS
 from spact_models.judge import Answer, Judge
@@ -100,8 +100,11 @@ def _video_jobs(
     if bench.actions:
         jobs[ACTION, ACTION] = partial(judge.action, *released)
     for task in bench.tasks:
+        if suite.enough is not None:
+            jobs[task, IN_TURN] = partial(_until_sure, judge, released, task, suite.attackers, suite.enough)
         for attacker in suite.attackers:
-            jobs[task, attacker] = partial(judge.attack, *released, task, attacker)
+            if suite.enough is None:
+                jobs[task, attacker] = partial(judge.attack, *released, task, attacker)
             for crop, person in CROPS.items() if bench.crops else ():
                 jobs[f"{task} ({crop})", attacker] = partial(_attack_cropped, judge, released, task, attacker, person)
     for attacker in matchers(suite) if bench.retrieval else ():
@@ -111,6 +114,21 @@ def _video_jobs(
             _reconstructed, judge, raw, released, IDENTITY in bench.tasks, suite.attackers
         )
     return jobs
+
+
+def _until_sure(judge: Judge, released: Pair, task: str, attackers: Sequence[str], enough: float) -> dict[str, Answer]:
+    """One attacker after the other, until one names ``enough`` of the videos: the strongest of more could say no more.
+
+    One job, so that who is asked does not depend on how many cores there are.
+    """
+    answers: dict[str, Answer] = {}
+    for attacker in attackers:
+        if any(float(answer.hit_V.mean()) >= enough for answer in answers.values()):
+            for _ in range(judge.config.steps):  # the bar counts the steps that are not taken as well
+                judge.on_step()
+        else:
+            answers[attacker] = judge.attack(*released, task, attacker)
+    return answers
 
 
 def _attack_cropped(judge: Judge, released: Pair, task: str, attacker: str, person: bool) -> Answer:
@@ -174,7 +192,7 @@ def on_attributes(suite: Suite, seen: Pair) -> list[str]:
 def _longest_first(job: tuple[tuple[str, str, int], object]) -> bool:
     """False sorts first: clips cost more than frames, and a long job begun last keeps one core waiting."""
     task, attacker, _ = job[0]
-    return not (task in (ACTION, "reconstruction") or ATTACKERS[attacker].reach == "video")
+    return not (task in (ACTION, "reconstruction") or attacker == IN_TURN or ATTACKERS[attacker].reach == "video")
 
 
 def steps(suite: Suite, settings: Settings, bench: Bench) -> int:

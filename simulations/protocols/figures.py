@@ -15,6 +15,7 @@ from spact_models.metrics import attribute_interval, class_mean_average_precisio
 
 Hits = dict[str, dict[str, dict[str, np.ndarray]]]  # [representation][task][attacker] -> (seeds, videos) in 0…1
 Found = dict[tuple[str, str, int], Any]  # (task, attacker, seed) -> what the judge answered
+IN_TURN = "in turn"  # instead of an attacker: the answers of those that were asked, by name
 
 
 def _answers(found: Found, task: str, attacker: str, seeds: Sequence[int]) -> list[Answer]:
@@ -27,6 +28,8 @@ def _flattened(found: Found) -> Found:
     for (task, attacker, seed), answer in found.items():
         if task == "retrieval":
             flat |= {(f"retrieval_{form}", attacker, seed): answer[form] for form in RETRIEVAL_FORMS}
+        elif attacker == IN_TURN:
+            flat |= {(task, one, seed): theirs for one, theirs in answer.items()}
         elif isinstance(answer, Answer):
             flat[task, attacker, seed] = answer
     return {key: answer for key, answer in flat.items() if len(answer.hit_V)}
@@ -95,6 +98,17 @@ def _reconstruction(found: Found, seeds: Sequence[int]) -> dict[str, Figure | No
     ]
     out["identity"] = max(each_attacker, key=lambda figure: figure.mean, default=None)
     return out
+
+
+def not_asked(found: Found, name: str, attackers: Sequence[str]) -> list[str]:
+    """Of one representation: who was not asked any more, and because of whom."""
+    notes = []
+    for (task, attacker, _), answers in found.items():
+        if attacker == IN_TURN and (left := [one for one in attackers if one not in answers]):
+            last = list(answers)[-1]
+            sure = f"{last} is right in {float(answers[last].hit_V.mean()):.1%} of the videos already"
+            notes.append(f"{task} of {name} by {', '.join(left)}: {sure}")
+    return notes
 
 
 def retrieval_chance(found: Found) -> dict[str, float | None]:

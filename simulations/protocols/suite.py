@@ -21,7 +21,7 @@ from simulations.protocols.attacks import Attacks, steps
 from simulations.protocols.bench import ANONYMIZED, BLACKENED, CROPS, Bench, set_up
 from simulations.protocols.delivered import digest
 from simulations.protocols.evaluation import ACTION, Evaluation, known, now
-from simulations.protocols.figures import Hits, hits_of, represented, retrieval_chance
+from simulations.protocols.figures import Hits, hits_of, not_asked, represented, retrieval_chance
 from spact_models import __version__
 from spact_models.anonymizer import ClipTransform
 from spact_models.attackers import DEFAULTS, check_attackers
@@ -33,6 +33,7 @@ from spact_models.settings import Settings
 
 REPRESENTATIONS = (*OBFUSCATIONS, BLACKENED, ANONYMIZED)
 QUICK = ("raw", "downsample4x", ANONYMIZED)
+SURE = 0.98  # share of the videos; a further attacker could not change what that says
 Stills = tuple[np.ndarray, np.ndarray, np.ndarray]  # each uint8 (N,H,W,3)
 
 
@@ -52,6 +53,7 @@ class Suite:
     crops: bool = False  # person-only and background-only attackers; needs boxes
     inversion: bool = False
     action: bool = True
+    enough: float | None = None  # share of the videos that one attacker names so that the next are not asked; one seed
 
     def __post_init__(self) -> None:
         check_attackers([*self.attackers])
@@ -61,6 +63,8 @@ class Suite:
                 raise UserError(f"representation = {name!r}: no such representation, must be among {known_names}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds = {list(self.seeds)}, must be at least one, each once")
+        if self.enough is not None and len(self.seeds) > 1:
+            raise ValueError("enough: the seeds of one attacker would not all be asked")
 
 
 def judge_suite(
@@ -116,6 +120,7 @@ def judge_suite(
     ):
         for name, found in attacks.on(named):
             hits[name] = hits_of(found, suite.seeds)
+            bench.not_measured += not_asked(found, name, suite.attackers)
             done = {**evaluation.representations, name: represented(found, suite.seeds)}
             evaluation = replace(
                 evaluation,

@@ -170,11 +170,20 @@ def test_no_more_replies_than_sites_at_work_and_one_are_held():
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
-    [({}, 4), ({"simulation.sites_at_once": 6}, 6), ({"memory.budget_gib": 1.0}, 1), ({"speed.compile": True}, 1)],
+    [({}, 2), ({"simulation.sites_at_once": 6}, 6), ({"memory.budget_gib": 1.0}, 1), ({"speed.compile": True}, 1)],
 )
+@pytest.mark.usefixtures("two_threads")
 def test_how_many_sites_work_at_the_same_time(fast, changes, expected):
     assert sites_at_once(load_settings({**fast, **changes}), 8, torch.device("cpu")) == expected
-    assert sites_at_once(load_settings(fast), 2, torch.device("cpu")) == 2
+
+
+@pytest.mark.parametrize(
+    ("threads", "sites", "expected"),
+    [(1, 3, 1), (2, 1, 1), (2, 2, 2), (2, 3, 3), (2, 4, 2), (2, 5, 3), (4, 3, 3), (8, 12, 4), (8, 13, 5)],
+)
+def test_no_core_is_left_idle_by_the_last_sites(fast, threads, sites, expected, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert sites_at_once(load_settings(fast), sites, torch.device("cpu")) == expected
 
 
 def test_a_few_trained_layers_are_the_same_game_federated_and_centralised(squares, tmp_path, fast):

@@ -195,6 +195,32 @@ def test_on_two_cores_the_next_representation_is_begun_and_nothing_else_changes(
     assert order == ["begun", "begun", "taken", "begun", "taken", "taken"]
 
 
+def test_who_is_asked_when_one_attacker_names_enough(judged, monkeypatch):
+    """Nobody is enough: all are asked, with the same answers. Anybody is: the first alone, and the page says so."""
+    pair = ("frame-convnet", "video-tiny")
+    asked = Suite("identity", ("identity",), ("raw", "anonymized"), pair, retrieval=False)
+    plain, _ = judged(asked)
+    counted = []
+    monkeypatch.setattr(attacks.Attacks, "_step", lambda _: counted.append(1))
+    never, _ = judged(replace(asked, enough=1.01))
+    full = len(counted)
+    assert never.representations == plain.representations
+    assert never.not_measured == ()
+    at_once, hits = judged(replace(asked, enough=0.0))
+    for name, row in at_once.representations.items():
+        assert list(row.attacks["identity"].attackers) == ["frame-convnet"] == list(hits[name]["identity"])
+        assert row.action == plain.representations[name].action
+        theirs = plain.representations[name].attacks["identity"].attackers["frame-convnet"]
+        assert row.attacks["identity"].attackers["frame-convnet"] == theirs
+    share = at_once.representations["raw"].attacks["identity"].figure.mean
+    already = f"identity of raw by video-tiny: frame-convnet is right in {share:.1%} of the videos already"
+    assert at_once.not_measured[0] == already
+    assert len(counted) == 2 * full  # the bar comes to its end
+    assert at_once.key != plain.key  # nobody takes it for all that was asked
+    with pytest.raises(ValueError, match="seeds"):
+        replace(asked, enough=0.5, seeds=(0, 1))
+
+
 def test_a_failure_beside_others_stops_them(judged, monkeypatch):
     threads = torch.get_num_threads()
     monkeypatch.setattr(attacks.Judge, "action", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
