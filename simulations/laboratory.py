@@ -215,10 +215,20 @@ def judged_figures(evaluation: Evaluation) -> dict[str, Any]:
                 name: {one: figure.mean for one, figure in each.attackers.items()} for name, each in answered.items()
             }
     utility = {name: _mean(row.action) if row else None for name, row in rows.items()}
+    learned: dict[str, Any] = {
+        task: {
+            name: {one: figure.learned for one, figure in row.attacks[task].attackers.items()}
+            for name, row in rows.items()
+            if row and task in row.attacks
+        }
+        for task in attackers
+    }
+    learned[ACTION] = {name: row.action.learned for name, row in rows.items() if row and row.action}
     return {
         "utility": {"chance": evaluation.chance.get(ACTION), **utility},
         "attack": attack,
         "attackers": attackers,
+        "learned": learned,
         "train_videos": evaluation.data["train_videos"],
         "test_videos": evaluation.data["test_videos"],
     }

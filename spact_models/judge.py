@@ -40,6 +40,7 @@ class Answer:
     labels_V: Tensor  # (V,) class numbers, (V, A) of yes-or-no attributes; of a retrieval the candidates' group
     hit_V: Tensor  # 1 where right; retrieval: the mean of both directions; attributes: the share of right answers
     chance: float
+    learned: float | None = None  # share of its own training clips answered right in the last tenth of its steps
 
     @property
     def top1(self) -> float:
@@ -80,11 +81,11 @@ class Judge:
         """Train one fresh network on ``train.labels[task]``, ask it about the test videos (mean over clips)."""
         classes = int(max(train.labels[task].max(), test.labels[task].max())) + 1
         network = self._fresh(lambda: recipe(classes, train.size_px), task, name)
-        self._fit(network, recipe, train, train.labels[task], _cross_entropy, task)
+        learned = self._fit(network, recipe, train, train.labels[task], _cross_entropy, task)
         known_V = test.labels[task] >= 0
         labels_V = test.labels[task][known_V]
         scores_VK = self._scores(network, test, lambda logits: logits.softmax(dim=1))[known_V]
-        return Answer(scores_VK, labels_V, hits(scores_VK, labels_V), chance(test, task))
+        return Answer(scores_VK, labels_V, hits(scores_VK, labels_V), chance(test, task), learned)
 
     def attributes(self, train: JudgeSet, test: JudgeSet, attacker: str) -> Answer:
         """One fresh attacker on all yes-or-no attributes at once, by binary cross-entropy."""
@@ -92,12 +93,12 @@ class Judge:
             raise ValueError("these videos carry no yes-or-no attributes")
         recipe, attributes = ATTACKERS[attacker], train.attributes_VA.shape[1]
         network = self._fresh(lambda: recipe(attributes, train.size_px), "attributes", attacker)
-        self._fit(network, recipe, train, train.attributes_VA, _known_binary_cross_entropy, "attributes")
+        learned = self._fit(network, recipe, train, train.attributes_VA, _known_binary_cross_entropy, "attributes")
         scores_VA, labels_VA = self._scores(network, test, torch.sigmoid), test.attributes_VA
         known_VA = labels_VA >= 0
         right_VA = ((scores_VA > 0.5) == (labels_VA == 1)) & known_VA
         hit_V = right_VA.sum(dim=1) / known_VA.sum(dim=1).clamp(min=1)
-        return Answer(scores_VA, labels_VA, hit_V, math.nan)
+        return Answer(scores_VA, labels_VA, hit_V, math.nan, learned)
 
     def retrieval(self, train: JudgeSet, test: JudgeSet, attacker: str) -> dict[str, Answer]:
         """A fresh self-supervised attacker matches the start of each test video to its end; no label is used.
@@ -133,21 +134,29 @@ class Judge:
         labels_V: Tensor,
         loss: Callable[[Tensor, Tensor], Tensor],
         task: str,
-    ) -> None:
-        """Random clips of videos of which something is known, for as many steps as the settings give."""
+    ) -> float:
+        """Random clips of videos of which something is known, for as many steps as the settings give.
+
+        Returns:
+            the share of the clips of the last tenth of the steps that were answered right, each before its step.
+        """
         generator = torch.Generator().manual_seed(seed_for("judge-batches", self.seed, task))
         known_V = (labels_V >= 0).reshape(len(labels_V), -1).any(dim=1)
         usable = torch.nonzero(known_V[train.video_M]).flatten()
         optimizer, schedule = self._optimizer(network, recipe)
         network.train()
-        for _ in range(self.config.steps):
+        right, last = torch.zeros((), device=self.device), max(1, self.config.steps // 10)
+        for step in range(self.config.steps):
             chosen = usable[torch.randint(len(usable), (self.config.batch,), generator=generator)]
             clips_BCTHW = to_float_BCTHW(train.clips_MTHWC[chosen].to(self.device))
             clips_BCTHW = augment_clips(clips_BCTHW, GEOMETRY, generator)
             with self._autocast():
                 logits_BK = network(clips_BCTHW)
             targets_B = labels_V[train.video_M[chosen]].to(self.device)
+            if step >= self.config.steps - last:
+                right += _right(logits_BK.detach(), targets_B)
             self._descend(loss(logits_BK.float(), targets_B), optimizer, schedule)
+        return float(right) / last
 
     def _fit_retrieval(self, network: nn.Module, recipe: Attacker, train: JudgeSet) -> None:
         generator = torch.Generator().manual_seed(seed_for("judge-batches", self.seed, "retrieval"))
@@ -239,6 +248,14 @@ def _known_binary_cross_entropy(logits_BA: Tensor, labels_BA: Tensor) -> Tensor:
         logits_BA, (labels_BA == 1).to(logits_BA.dtype), known_BA, reduction="sum"
     )
     return each_BA / known_BA.sum().clamp(min=1)
+
+
+def _right(logits: Tensor, targets: Tensor) -> Tensor:
+    """The share of right answers: (B, K) logits to (B,) classes, or (B, A) logits to (B, A) of 1, 0, -1 (unknown)."""
+    if targets.dim() == 1:
+        return hits(logits, targets).mean()
+    known_BA = targets >= 0
+    return (((logits > 0) == (targets == 1)) & known_BA).sum() / known_BA.sum().clamp(min=1)
 
 
 def chance(test: JudgeSet, task: str) -> float:

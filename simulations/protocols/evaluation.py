@@ -23,31 +23,50 @@ FORMAT = "fedspact-evaluation"
 FORMAT_VERSION = 1
 FILE = "evaluation.json"
 ACTION = "action"
+LEARNED = 0.9  # of its own training clips: a network that knows fewer has stopped too early to be called finished
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Mean over seeds; ``low``/``high``: 95 % bootstrap interval over the test videos; ``sd`` over seeds."""
+    """Mean over seeds; ``low``/``high``: 95 % bootstrap interval over the test videos; ``sd`` over seeds.
+
+    ``learned``: of its own training clips the fresh network answered this share right when its steps ended (mean over
+    seeds). One that had not learned those may have found more with more steps: :attr:`at_least`.
+    """
 
     mean: float
     sd: float | None
     low: float
     high: float
     per_seed: tuple[float, ...]
+    learned: float | None = None  # None: not told
+
+    @property
+    def at_least(self) -> bool:
+        """Whether the network's steps ended before it knew its own training clips."""
+        return self.learned is not None and self.learned < LEARNED
 
     @staticmethod
-    def of(per_seed: Sequence[float], interval: tuple[float, float]) -> Figure:
+    def of(per_seed: Sequence[float], interval: tuple[float, float], learned: Sequence[float | None] = ()) -> Figure:
         mean = sum(per_seed) / len(per_seed)
         squares = sum((value - mean) ** 2 for value in per_seed)
         sd = math.sqrt(squares / (len(per_seed) - 1)) if len(per_seed) > 1 else None
         rounded = tuple(round(float(value), 4) for value in per_seed)
         low, high = interval
-        return Figure(round(mean, 4), None if sd is None else round(sd, 4), round(low, 4), round(high, 4), rounded)
+        told = [value for value in learned if value is not None]
+        return Figure(
+            round(mean, 4),
+            None if sd is None else round(sd, 4),
+            round(low, 4),
+            round(high, 4),
+            rounded,
+            round(sum(told) / len(told), 4) if told else None,
+        )
 
     @staticmethod
-    def of_hits(hits_SV: np.ndarray) -> Figure:
+    def of_hits(hits_SV: np.ndarray, learned: Sequence[float | None] = ()) -> Figure:
         """From answers video by video, (seeds, videos), of at least one video."""
-        return Figure.of([float(row.mean()) for row in hits_SV], bootstrap_interval(hits_SV))
+        return Figure.of([float(row.mean()) for row in hits_SV], bootstrap_interval(hits_SV), learned)
 
 
 @dataclass(frozen=True)
@@ -198,7 +217,7 @@ def _figures(figures: Mapping[str, Figure]) -> dict[str, Any]:
 
 
 def _figure(data: Mapping[str, Any]) -> Figure:
-    return Figure(data["mean"], data["sd"], data["low"], data["high"], tuple(data["per_seed"]))
+    return Figure(data["mean"], data["sd"], data["low"], data["high"], tuple(data["per_seed"]), data.get("learned"))
 
 
 def _round_to_json(one: Mapping[str, Any]) -> dict[str, Any]:

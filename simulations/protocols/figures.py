@@ -22,6 +22,10 @@ def _answers(found: Found, task: str, attacker: str, seeds: Sequence[int]) -> li
     return [found[task, attacker, seed] for seed in seeds]
 
 
+def _learned(found: Found, task: str, attacker: str, seeds: Sequence[int]) -> list[float | None]:
+    return [answer.learned for answer in _answers(found, task, attacker, seeds)]
+
+
 def _flattened(found: Found) -> Found:
     """Retrieval's forms as tasks of their own; what is not an :class:`Answer` is left out."""
     flat: Found = {}
@@ -64,12 +68,15 @@ def represented(found: Found, seeds: Sequence[int]) -> Represented:
             forms = [{one: _attribute_figure(each, form) for one, each in answers.items()} for form in ("cmap", "f1")]
             attacks[task] = Attack("cmap", *forms)
         elif task != ACTION:
-            attacks[task] = Attack("top1", {one: Figure.of_hits(hits[task][one]) for one in attackers})
+            figures = {one: Figure.of_hits(hits[task][one], _learned(flat, task, one, seeds)) for one in attackers}
+            attacks[task] = Attack("top1", figures)
     order = [
         *(task for task in attacks if not task.startswith("retrieval")),
         *(f"retrieval_{f}" for f in RETRIEVAL_FORMS),
     ]
-    action = Figure.of_hits(hits[ACTION][ACTION]) if ACTION in hits else None
+    action = None
+    if ACTION in hits:
+        action = Figure.of_hits(hits[ACTION][ACTION], _learned(flat, ACTION, ACTION, seeds))
     return Represented(
         action, {task: attacks[task] for task in order if task in attacks}, _reconstruction(found, seeds)
     )
@@ -79,7 +86,7 @@ def _attribute_figure(answers: Sequence[Answer], form: str) -> Figure:
     measure = class_mean_average_precision if form == "cmap" else macro_f1
     scores_SVA, labels_VA = torch.stack([one.scores_VK for one in answers]), answers[0].labels_V
     per_seed = [measure(scores_VA, labels_VA) for scores_VA in scores_SVA]
-    return Figure.of(per_seed, attribute_interval(scores_SVA, labels_VA, form))
+    return Figure.of(per_seed, attribute_interval(scores_SVA, labels_VA, form), [one.learned for one in answers])
 
 
 OTHERWISE = ("identity", "pictures")  # what a reconstruction holds besides a figure a video

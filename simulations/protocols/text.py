@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from simulations.protocols.evaluation import ACTION, Evaluation, Figure
+from simulations.protocols.evaluation import ACTION, LEARNED, Evaluation, Figure
 
-NOTHING = "–"
+NOTHING, AT_LEAST = "–", "≥"
 
 
 def table(evaluation: Evaluation, intervals: bool = False) -> str:
-    """Action and the strongest attacker of each task; with ``intervals`` the 95 % interval beside each figure."""
+    """Action and the strongest attacker of each task; with ``intervals`` the 95 % interval beside each figure.
+
+    ``≥`` marks the figure of a network that had not learned its own training clips when its steps ended.
+    """
     rows = evaluation.representations
     tasks = list(dict.fromkeys(task for row in rows.values() for task in row.attacks))
     heads = ["", "action ↑", *(f"{_shown(task)} ↓" for task in tasks)]
@@ -20,7 +23,12 @@ def table(evaluation: Evaluation, intervals: bool = False) -> str:
         lines.append([name, *(_cell(figure, intervals) for figure in figures)])
     levels = [evaluation.chance.get(task) for task in (ACTION, *tasks)]
     lines.append(["chance", *(NOTHING if level is None else f"{level:.3f}" for level in levels)])
-    return _aligned(lines)
+    attacks = [attack for row in rows.values() for attack in row.attacks.values()]
+    shown = [*(row.action for row in rows.values()), *(attack.figure for attack in attacks)]
+    if not any(figure is not None and figure.at_least for figure in shown):
+        return _aligned(lines)
+    ended = f"{AT_LEAST} after its {evaluation.budget['steps']:.0f} steps the network"
+    return f"{_aligned(lines)}\n{ended} did not know {LEARNED:.0%} of its own training clips yet"
 
 
 def attackers_table(evaluation: Evaluation) -> str:
@@ -32,7 +40,7 @@ def attackers_table(evaluation: Evaluation) -> str:
         lines = [[_shown(task), *attackers]]
         for name, attack in rows.items():
             marked = [
-                f"{attack.attackers[one].mean:.3f}{'*' if one == attack.strongest else ' '}"
+                f"{_cell(attack.attackers[one], False)}{'*' if one == attack.strongest else ' '}"
                 if one in attack.attackers
                 else NOTHING
                 for one in attackers
@@ -57,7 +65,8 @@ def reconstruction_table(evaluation: Evaluation) -> str:
 def _cell(figure: Figure | None, interval: bool) -> str:
     if figure is None:
         return NOTHING
-    return f"{figure.mean:.3f} [{figure.low:.3f}, {figure.high:.3f}]" if interval else f"{figure.mean:.3f}"
+    share = f"{AT_LEAST if figure.at_least else ''}{figure.mean:.3f}"
+    return f"{share} [{figure.low:.3f}, {figure.high:.3f}]" if interval else share
 
 
 def _shown(name: str) -> str:

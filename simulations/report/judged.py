@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simulations.protocols import evaluation
-from simulations.protocols.evaluation import FILE, Evaluation, Represented
+from simulations.protocols.evaluation import FILE, LEARNED, Evaluation, Represented
 
 PREFERRED_TASKS = ("identity", "attributes", "source", "retrieval_same_source", "retrieval_all")
 ANONYMIZED, RAW = "anonymized", "raw"
@@ -26,6 +26,12 @@ class Figure:
     low: float | None = None  # 95 % bootstrap interval over test videos
     high: float | None = None
     per_seed: tuple[float, ...] = ()
+    learned: float | None = None  # of its own training clips, answered right when the network's steps ended
+
+    @property
+    def at_least(self) -> bool:
+        """Whether a network with more steps may have found more."""
+        return self.learned is not None and self.learned < LEARNED
 
 
 @dataclass(frozen=True)
@@ -107,16 +113,19 @@ def from_evaluation(written: Evaluation) -> Judged:
 def from_summary(summary: Mapping[str, Any]) -> Judged | None:
     """The quick judgement that a run ends with: one seed, no intervals. None: the run was not judged."""
     utility, attack = _shares(summary.get("utility")), summary.get("attack") or {}
-    attackers = summary.get("attackers") or {}
+    attackers, learned = summary.get("attackers") or {}, summary.get("learned") or {}
     names = list(dict.fromkeys([*utility, *(name for row in attack.values() for name in row)]))
     representations = {}
     for name in names:
         attacks = {}
         for task, row in attack.items():
             listed = _shares((attackers.get(task) or {}).get(name)) or _shares({"strongest": row.get(name)})
+            knew = _shares((learned.get(task) or {}).get(name))
             if listed:
-                attacks[task] = Attack("top1", {who: Figure(value) for who, value in listed.items()})
-        action = Figure(utility[name]) if name in utility else None
+                attacks[task] = Attack(
+                    "top1", {who: Figure(value, learned=knew.get(who)) for who, value in listed.items()}
+                )
+        action = Figure(utility[name], learned=(learned.get("action") or {}).get(name)) if name in utility else None
         if name != "chance" and (action or attacks):
             representations[name] = Seen(action, attacks)
     chance = {"action": utility.get("chance"), **{task: row.get("chance") for task, row in attack.items()}}
@@ -144,7 +153,7 @@ def _seen(told: Represented) -> Seen:
 
 def _figures(told: Mapping[str, evaluation.Figure | None] | None) -> dict[str, Figure]:
     known = {name: figure for name, figure in (told or {}).items() if figure is not None}
-    return {name: Figure(one.mean, one.sd, one.low, one.high, one.per_seed) for name, one in known.items()}
+    return {name: Figure(one.mean, one.sd, one.low, one.high, one.per_seed, one.learned) for name, one in known.items()}
 
 
 def _shares(told: Mapping[str, Any] | None) -> dict[str, float]:

@@ -177,6 +177,13 @@ def not_measured(run: RunStory) -> list[str]:
         lacking.append("how sure the figures are: no intervals over the test videos")
     if len(judged.seeds) < 3:
         lacking.append(f"the spread over seeds: {counted(len(judged.seeds), 'seed')}, three are needed to see it")
+    short = next((seen.attacks[task] for task in judged.tasks if task in seen.attacks), None)
+    if short is not None and short.leakage.at_least:
+        knew = percent(short.leakage.learned, 0)
+        lacking.append(
+            f"what a fresh attacker with more steps finds: the strongest was right in only {knew} of its own training "
+            "clips when its steps ended, so its figure is a lower bound (fedspact evaluate --set judge.steps=…)"
+        )
     few = {task: len(attack.attackers) for task, attack in seen.attacks.items() if len(attack.attackers) < 3}
     if few and judged.source == "summary.json":
         lacking.append("attackers of three different architectures")

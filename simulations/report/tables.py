@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulations.report.judged import ANONYMIZED, RAW, Attack, Figure, Judged
-from simulations.report.words import interval, name_of, percent
+from simulations.report.words import AT_LEAST, interval, name_of, percent
 
 UP, DOWN = "\u00a0↑", "\u00a0↓"  # which way is better; the arrow stays with its word
 
@@ -43,11 +43,11 @@ class Table:
 
 
 def figure_cell(figure: Figure | None, strong: bool = False) -> Cell:
-    """A share with its 95 % interval, or its spread over seeds where there is no interval."""
+    """A share (``≥``: at least) with its 95 % interval, or its spread over seeds where there is no interval."""
     if figure is None:
         return Cell("–")
     note = interval(figure) or (f"± {100 * figure.sd:.1f}" if figure.sd is not None else "")
-    return Cell(percent(figure.mean), note, strong)
+    return Cell(f"{AT_LEAST if figure.at_least else ''}{percent(figure.mean)}", note, strong)
 
 
 def representation_table(judged: Judged, tasks: Sequence[str] = ()) -> Table:
@@ -95,9 +95,11 @@ def _attackers(attack: Attack, on_raw: Attack | None, chance: float | None) -> l
             macro = f"macro-F1 {percent(attack.f1[attacker].mean)}"
             measured = Cell(measured.text, "; ".join(filter(None, (measured.note, macro))), strongest)
         beside = figure_cell(on_raw.attackers.get(attacker) if on_raw else None)
-        note = "strongest" if strongest and len(attack.attackers) > 1 else ""
+        notes = ["strongest"] if strongest and len(attack.attackers) > 1 else []
+        if figure.at_least:
+            notes.append(f"right in {percent(figure.learned, 0)} of its training clips")
         cells = [measured, beside, Cell(percent(chance))]
-        lines.append(Line(Cell(name_of(attacker), note, strongest), cells, "ours" if strongest else ""))
+        lines.append(Line(Cell(name_of(attacker), "; ".join(notes), strongest), cells, "ours" if strongest else ""))
     return lines
 
 

@@ -12,6 +12,7 @@ from simulations.report.judged import ANONYMIZED, RAW, Attack, Figure, Judged, S
 
 THIN = "\u202f"  # narrow no-break space between a number and its unit
 MINUS = "\u2212"
+AT_LEAST = "≥\u202f"
 TARGET_ACTION = 0.97  # of raw (issue 3): what counts as kept
 TARGET_LEAKAGE = 0.05  # above chance: what counts as hidden
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
@@ -136,7 +137,7 @@ def _found(task: str, attack: Attack, chance: float | None) -> str:
     found = attack.leakage.mean
     close = chance is not None and abs(found - chance) < 0.02
     level = f"(chance {percent(chance, 1 if close else 0)})" if chance is not None else "(chance unknown)"
-    share = percent(found, 1 if close else 0)
+    share = f"{'at least ' if attack.leakage.at_least else ''}{percent(found, 1 if close else 0)}"
     who = (
         f"the strongest of {len(attack.attackers)} fresh attackers" if len(attack.attackers) > 1 else "a fresh attacker"
     )
@@ -196,6 +197,9 @@ def _target(judged: Judged, seen: Seen) -> Sentence | None:
         missing.append(f"identity is {_size(over)} over it")
     if missing:
         return Sentence(f"{aim} missed: {' and '.join(missing)}.", "bad")
+    if leakage.at_least:
+        knew = f"was right in only {percent(leakage.learned, 0)} of its own training clips when its steps ended"
+        return Sentence(f"{aim} not shown to be met: the strongest attacker {knew}. Give it more.", "bad")
     return Sentence(f"{aim} met.", "good")
 
 

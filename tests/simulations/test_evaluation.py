@@ -1,6 +1,7 @@
 """evaluation.json: what is written comes back, figures are what they say, other files are refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,7 +46,8 @@ def test_what_is_written_comes_back(tmp_path):
     data = json.loads((tmp_path / "e.json").read_text())
     assert (data["format"], data["format_version"]) == ("fedspact-evaluation", 1)
     raw = data["representations"]["raw"]
-    assert raw["action"] == {"mean": 0.85, "sd": 0.0707, "low": 0.7, "high": 1.0, "per_seed": [0.9, 0.8]}
+    action = {"mean": 0.85, "sd": 0.0707, "low": 0.7, "high": 1.0, "per_seed": [0.9, 0.8], "learned": None}
+    assert raw["action"] == action
     assert raw["attacks"]["identity"]["strongest"] == "video-tiny"
     assert raw["attacks"]["attributes"].keys() == {"metric", "strongest", "attackers", "f1"}
     assert raw["reconstruction"]["identity"] is None
@@ -62,6 +64,23 @@ def test_a_figure_is_the_mean_over_seeds_and_its_interval_that_of_the_videos():
     assert (made.low, made.high) == pytest.approx(bootstrap_interval(hits), abs=1e-4)
     assert Figure.of_hits(hits[:1]).sd is None
     assert (known(float("nan")), known(0.123456)) == (None, 0.1235)
+
+
+def test_what_a_network_had_learned_is_kept_and_a_file_without_it_is_read(tmp_path):
+    hits = np.ones((2, 4))
+    made = Figure.of_hits(hits, [0.95, 0.84])
+    assert made.learned == pytest.approx(0.895)
+    assert made.at_least
+    assert not Figure.of_hits(hits, [0.95, 0.9]).at_least
+    assert Figure.of_hits(hits, [None, None]).learned is None
+    evaluation_with = replace(evaluation(), representations={"raw": Represented(made, {})})
+    evaluation_with.write(tmp_path / "e.json")
+    assert read_evaluation(tmp_path / "e.json").representations["raw"].action == made
+    text = (tmp_path / "e.json").read_text().replace(',\n        "learned": 0.895', "")
+    assert "learned" not in text.split('"raw"')[1].split("per_seed")[1].split("attacks")[0]
+    (tmp_path / "e.json").write_text(text)
+    older = read_evaluation(tmp_path / "e.json").representations["raw"].action
+    assert (older.learned, older.at_least) == (None, False)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +112,13 @@ def test_tables_show_the_strongest_all_attackers_and_a_dash_for_nothing():
     ]
     assert "0.600 [0.400, 0.800]" in table(made, intervals=True)
     assert len({len(line) for line in lines}) == 1
+    assert "≥" not in table(made) + attackers_table(made)
+    unfinished = replace(figure(0.3, 0.5), learned=0.4)
+    attack = Attack("top1", {"frame-convnet": unfinished, "video-tiny": figure(0.1)})
+    told = replace(made, representations={"raw": Represented(unfinished, {"identity": attack})})
+    assert table(told).splitlines()[2].split() == ["raw", "≥0.400", "≥0.400"]
+    assert table(told).splitlines()[-1].startswith("≥ after its 300 steps the network did not know 90%")
+    assert "≥0.400*" in attackers_table(told)
     listed = attackers_table(made)
     assert "0.300" in listed
     assert "0.600*" in listed

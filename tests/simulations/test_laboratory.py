@@ -178,8 +178,13 @@ def test_the_summary_is_the_evaluation_and_the_strongest_attacker_counts(judged,
     assert (figures["train_videos"], figures["test_videos"]) == (12, 4)
     lines = table(evaluation).splitlines()
     assert lines[0].split()[:4] == ["action", "↑", "identity", "↓"]
+    assert lines[-1].startswith("≥ after its 25 steps")  # nobody knows its own clips by then
+    lines = lines[:-1]
     assert [line.split()[0] for line in lines[2:]] == [*CLOSING, "chance"]
     assert lines[-1].split()[1:3] == ["0.500", "0.500"]
+    assert figures["learned"]["action"]["raw"] == evaluation.representations["raw"].action.learned
+    seen = evaluation.representations["anonymized"].attacks["identity"].attackers
+    assert figures["learned"]["identity"]["anonymized"] == {name: figure.learned for name, figure in seen.items()}
     assert len({len(line) for line in lines}) == 1  # columns stand under each other
 
 

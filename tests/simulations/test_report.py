@@ -132,6 +132,16 @@ def texts(table):
                 "chance. Give the fresh networks more steps or more training videos.",
             ],
         ),
+        (  # reached against attackers that had not learned yet: no success
+            judged({"raw": (0.96, 1.0), "anonymized": (0.94, 0.12)}, learned=0.3),
+            [
+                "Keeps 98 % of the action; the strongest of 2 fresh attackers names the person in at least 12 % of "
+                "held-out videos (chance 8 %).",
+                "The target, 97 % of raw's action with identity at most 5 points above chance, is not shown to be met: "
+                "the strongest attacker was right in only 30 % of its own training clips when its steps ended. Give it "
+                "more.",
+            ],
+        ),
         (None, ["Not judged yet: the game stands after round 3 of 3, and no fresh network has looked at its videos."]),
     ],
 )
@@ -183,6 +193,25 @@ def test_evaluation_goes_before_summary_and_summary_serves_without_it(made_up_ru
     assert both.judged.representations["anonymized"].attacks["identity"].strongest == "video-tiny"
     assert both.judged.main_task == "identity"  # though retrieval stands first
     assert not_measured(both) == ["attributes: the manifest has none"]
+
+
+def test_what_attackers_had_learned_goes_from_the_summary_to_the_page(made_up_run, fast, tmp_path):
+    """Who stopped before knowing its own training clips has found at least so much, and the page says where."""
+    learned = {
+        "action": {"anonymized": 0.7, "raw": 0.99},
+        "identity": {"raw": {"frame": 1.0, "video": 0.95}, "anonymized": {"frame": 0.31, "video": 0.95}},
+    }
+    run = open_run(made_up_run(tmp_path / "run", fast, summary={**SUMMARY, "learned": learned}))
+    lacking = " ".join(map(plain, not_measured(run)))
+    assert "right in only 31 % of its own training clips when its steps ended" in lacking
+    rows = texts(representation_table(run.judged))
+    assert rows["anonymized"][:2] == ["≥ 91.7 %", "≥ 41.7 %"]
+    assert rows["raw"][:2] == ["97.2 %", "100.0 %"]
+    shown = {plain(line.head.text): plain(line.head.note) for line in attack_table(run.judged).lines}
+    assert shown["frame"] == "strongest; right in 31 % of its training clips"
+    assert shown["video"] == ""
+    silent = open_run(made_up_run(tmp_path / "older", fast, summary=SUMMARY))
+    assert "training clips" not in " ".join(not_measured(silent))
 
 
 def test_an_unfinished_centralized_run_is_not_taken_for_a_federation(made_up_run, fast, tmp_path):

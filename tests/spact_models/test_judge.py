@@ -10,7 +10,7 @@ import torch
 
 from spact_models import judge_set
 from spact_models.anonymizer import Anonymizer, AnonymizerConfig, represent
-from spact_models.attackers import ATTACKERS
+from spact_models.attackers import ATTACKERS, Attacker
 from spact_models.errors import UserError
 from spact_models.judge import Judge, JudgeSet, chance
 from spact_models.judge_set import MID_GREY, room
@@ -183,6 +183,48 @@ def test_attributes_are_learned_together(sets):
     known = make_judge(steps=60).attributes(train, test, "frame-convnet")
     assert known.scores_VK.shape == known.labels_V.shape == (12, 2)
     assert ((known.scores_VK[:, 0] > 0.5) == (known.labels_V[:, 0] == 1)).all()  # red or not: seen in a frame
+
+
+def test_who_has_learned_its_own_clips_says_so_and_who_has_not_too(sets):
+    """Random labels of 18 videos cannot be known after ten steps; the true looks are after eighty."""
+    train, test = sets
+    assert make_judge(steps=80).attack(train, test, "look", "frame-convnet").learned > 0.95
+    shuffled = relabelled(train, "look", torch.randint(3, (18,), generator=torch.Generator().manual_seed(3)))
+    assert make_judge(steps=10).attack(shuffled, test, "look", "frame-convnet").learned < 0.8
+    assert make_judge(steps=60).attributes(train, test, "frame-convnet").learned > 0.9
+
+
+def test_what_was_learned_is_counted_over_the_last_tenth_of_the_steps(sets, monkeypatch):
+    """Each clip before its own step; a network that answers class 1 is right as often as the batches show it."""
+    from spact_models import judge as module
+
+    shown = []
+    hits_of = module.hits
+    monkeypatch.setattr(module, "hits", lambda scores, labels: shown.append(labels) or hits_of(scores, labels))
+    monkeypatch.setattr(module.Judge, "_descend", lambda self, *_: self.on_step())  # nothing is learned
+
+    class Stubborn(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, clip_BCTHW):
+            return torch.tensor([0.0, 1.0, 0.0]).expand(len(clip_BCTHW), 3) + self.weight
+
+    answer = make_judge(steps=30).classify(*sets, "look", "stubborn", Attacker(lambda *_: Stubborn(), "frame"))
+    last_three = torch.cat(shown[:3])  # the test's own come after them
+    assert len(shown) == 4
+    assert answer.learned == pytest.approx(float((last_three == 1).float().mean()))
+
+
+def test_right_is_a_class_or_each_known_attribute():
+    from spact_models.judge import _right
+
+    assert float(_right(torch.tensor([[1.0, 2.0], [3.0, 1.0], [0.0, 1.0]]), torch.tensor([1, 0, 0]))) == pytest.approx(
+        2 / 3
+    )
+    logits = torch.tensor([[2.0, -1.0], [-3.0, 4.0]])
+    assert float(_right(logits, torch.tensor([[1, 1], [0, -1]]))) == pytest.approx(2 / 3)
 
 
 def test_the_known_loss_is_the_loop_over_what_is_known():
