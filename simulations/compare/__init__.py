@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baselines", metavar="A,B", help="obfuscations to judge beside them (default: all)")
     parser.add_argument("--task", metavar="COLUMN", default="identity", help="what leaks (default: %(default)s)")
     parser.add_argument("--attackers", metavar="A,B", help="fresh attackers (default: the preset's)")
+    parser.add_argument(
+        "--trained",
+        type=Path,
+        metavar="DIR",
+        help="do not train: judge the networks of this comparison anew (with other judge.* settings, attackers, task)",
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML overrides, such as flower.toml")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments", help="override one setting"

@@ -15,14 +15,14 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from client.video.rows import Row, read_rows
-from server.runs import RunFolder
+from server.runs import SUMMARY, RunFolder
 from simulations.centralized import centralize, play_alone
-from simulations.compare.folder import DATA, VIEWS, ComparisonFolder, mark_begun, write_record
+from simulations.compare.folder import DATA, RECORD, VIEWS, ComparisonFolder, mark_begun, write_record
 from simulations.compare.plan import CENTRALIZED, FEDERATED, Cell, Order, Steps
 from simulations.federated import deal_out, simulate
 from simulations.laboratory import Laboratory, export_anonymizer, keep_rows, summary
 from simulations.protocols.bench import ANONYMIZED
-from simulations.protocols.evaluation import FILE
+from simulations.protocols.evaluation import ACTION, FILE
 from simulations.protocols.suite import Suite, judge_suite
 from spact_models.anonymizer import ClipTransform
 from spact_models.errors import UserError
@@ -59,11 +59,32 @@ def make_cell(order: Order) -> Path:
     with RunFolder(part, settings.rounds.keep_checkpoints) as run:
         mark_begun(part)
         lab = Laboratory(settings, run, rows, order.cache, time.monotonic(), views)
-        training = _train(lab, order) if cell.trained else None
+        lent = _lent(lab, order)
+        training = lent or (_train(lab, order) if cell.trained else None)
         judged = _judge(lab, order)
     cost = None if training is None else asdict(training)
-    write_record(part, {"cell": asdict(cell), "training": cost, **judged})
+    lender = str(order.trained) if lent is not None else None
+    write_record(part, {"cell": asdict(cell), "training": cost, "trained_in": lender, **judged})
     return folder.finish_cell(cell)
+
+
+def _lent(lab: Laboratory, order: Order) -> Training | None:
+    """What another comparison trained for this cell, copied without its judgement; None where it has not."""
+    if order.trained is None or not order.cell.trained:
+        return None
+    lender = ComparisonFolder(order.trained)
+    record = lender.finished(order.cell)
+    if record is None:
+        return None
+    judgement = shutil.ignore_patterns(HITS, FILE, SUMMARY, RECORD)
+    try:
+        shutil.copytree(lender.cell_path(order.cell), lab.run.path, ignore=judgement, dirs_exist_ok=True)
+    except (OSError, shutil.Error) as error:
+        raise UserError(f"--trained {order.trained}: {order.cell.name} cannot be copied ({error})") from None
+    before, now = lab.run.settings(), lab.settings.flat()
+    changed = {key: value for key, value in now.items() if before.get(key) != value}
+    lab.run.note_resumed(now, lab.settings.total_rounds, changed)
+    return Training(**record["training"])
 
 
 def _train(lab: Laboratory, order: Order) -> Training:
@@ -150,7 +171,10 @@ def _judge(lab: Laboratory, order: Order) -> dict[str, Any]:
     if trained:
         sites = order.plan.sites if order.cell.arm == FEDERATED else 1
         lab.run.write_summary(summary(lab, evaluation, sites, order.cell.arm, device))
+    row = evaluation.representations[shown]
+    figures = {**row.attacks[order.plan.task].attackers, ACTION: row.action}
     return {
+        "learned": {name: None if figure is None else figure.learned for name, figure in figures.items()},
         "judge_seconds": round(time.monotonic() - started, 2),
         "judge_peak_rss_mb": round(peak_rss_mb(), 1),
         "chance": {task: evaluation.chance[task] for task in ("action", order.plan.task)},

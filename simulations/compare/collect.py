@@ -16,7 +16,7 @@ from simulations.compare.folder import CELLS, ComparisonFolder
 from simulations.compare.plan import BASELINES, CENTRALIZED, FEDERATED, LOCAL, Cell, Plan
 from simulations.compare.statistics import LEAKAGE_MARGIN, UTILITY_MARGIN, Hits, compare_hits
 from simulations.partition import partition
-from simulations.protocols.evaluation import Figure, now
+from simulations.protocols.evaluation import LEARNED, Figure, now
 from simulations.protocols.sets import value_of
 
 FORMAT, FORMAT_VERSION = "fedspact-comparison", 1
@@ -114,7 +114,7 @@ def comparison(folder: ComparisonFolder, plan: Plan, rows: Sequence[Row]) -> dic
         "chance": {task: chance[task] for task in (ACTION, plan.task)},
         "test_videos": held.test_videos,
         "test_clips": held.test_videos * int(plan.settings["judge.test_clips"]),
-        "not_measured": _cautions(held),
+        "not_measured": [*_cautions(held), *_stopped_early(lines)],
     }
 
 
@@ -203,25 +203,24 @@ def _verdicts(
     return {"name": title, "partition": name, "utility": utility.to_json(), "leakage": leakage.to_json()}
 
 
-def _figure(hits_SV: Hits) -> dict[str, Any] | None:
-    figure = Figure.of_hits(hits_SV)
-    return None if figure is None else asdict(figure)
+def _figure(hits_SV: Hits, learned: float | None = None) -> dict[str, Any]:
+    return asdict(Figure.of_hits(hits_SV, [learned]))
 
 
 def _arm_line(held: Collected, cell: Cell) -> dict[str, Any]:
     one = held.arm([cell])
     record = one.records[0]
-    training = record["training"] or {}
+    training, learned = record["training"] or {}, record.get("learned", {})  # cells of before do not tell
     return {
         "arm": cell.arm,
         "partition": cell.partition,
         "seed": cell.seed,
         "site": None if cell.site is None else f"site-{cell.site}",
         "folder": f"{CELLS}/{cell.name}",
-        "action": _figure(one.action_SV),
-        "leakage": _figure(one.leakage_SV),
+        "action": _figure(one.action_SV, learned.get(ACTION)),
+        "leakage": _figure(one.leakage_SV, learned.get(one.strongest)),
         "strongest": one.strongest,
-        "attackers": {name: _figure(hits_SV) for name, hits_SV in one.attack_SV.items()},
+        "attackers": {name: _figure(hits_SV, learned.get(name)) for name, hits_SV in one.attack_SV.items()},
         "worst_site": worst_own_site(held, one) if cell.arm == FEDERATED else None,
         **{name: training.get(name) for name in COSTS},
         "judge_seconds": record["judge_seconds"],
@@ -260,6 +259,18 @@ def _costs(sites: Sequence[Arm], seeds: int) -> dict[str, Any]:
     totals = {name: round(sum(one[name] for one in trained) / seeds, 2) for name in COSTS}
     peak = max(one["peak_rss_mb"] for one in trained)
     return {**totals, "bytes": totals["bytes_up"] + totals["bytes_down"], "peak_rss_mb": peak}
+
+
+def _stopped_early(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where the strongest attackers had not learned their own training clips, nobody knows what more steps find."""
+    told = [line["leakage"]["learned"] for line in lines if line["leakage"]["learned"] is not None]
+    early = [share for share in told if share < LEARNED]
+    if not early:
+        return []
+    return [
+        f"what attackers with more steps find: in {len(early)} of {len(told)} cells the strongest was right in less "
+        f"than {LEARNED:.0%} of its own training clips when its steps ended; --trained with a larger judge.steps asks"
+    ]
 
 
 def _cautions(held: Collected) -> list[str]:

@@ -47,6 +47,9 @@ def compare(args: argparse.Namespace) -> int:
         views = None if args.views is None else read_rows(args.views, must_exist=False)
         plan = _plan(args, settings, manifest, rows)
         check_plan(plan, rows)
+        lender = None if args.trained is None else ComparisonFolder(args.trained)
+        if lender is not None:
+            lender.check_lends(plan)
         folder.begin(plan)
         cache = args.cache or folder.path / "cache"
         with redirect_stdout(sys.stderr):  # what cannot be read is named there
@@ -56,8 +59,13 @@ def compare(args: argparse.Namespace) -> int:
         missing = [cell for cell in cells if folder.finished(cell) is None]
         if len(missing) < len(cells) and not args.json:
             print(f"{len(cells) - len(missing)} of {len(cells)} cells are finished already", flush=True)
+        if lender is not None and not args.json:
+            lent = sum(cell.trained and lender.finished(cell) is not None for cell in missing)
+            print(f"the networks of {lent} of {len(missing)} cells come from {lender.path}", flush=True)
+        trained = None if lender is None else lender.path
         make_cells(
-            [Order(plan, cell, folder.path, cache.absolute(), folder.log_path(cell)) for cell in missing], workers
+            [Order(plan, cell, folder.path, cache.absolute(), folder.log_path(cell), trained) for cell in missing],
+            workers,
         )
         result = comparison(folder, plan, rows)
         write_json(folder.path / RESULT, result)

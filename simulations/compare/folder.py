@@ -20,7 +20,7 @@ from typing import Any
 
 from client.video.rows import Row, write_rows
 from server.runs import PREPARED
-from simulations.compare.plan import CHOICE, Cell, Plan
+from simulations.compare.plan import CHOICE, JUDGED, Cell, Plan
 from spact_models.checkpoint import write_atomically
 from spact_models.errors import UserError
 from spact_models.run_config import load_settings
@@ -69,15 +69,27 @@ class ComparisonFolder:
         """
         wanted = plan.to_json()
         before = (_read_json(self.path / PLAN) or {}).get("plan", wanted)
-        defaults = load_settings({"preset": plan.settings["preset"]}).flat()
-        before = {**{f"settings.{key}": defaults[key] for key in plan.settings}, **before}
-        for key in [*wanted, *(key for key in before if key not in wanted)]:
-            if key not in CHOICE and wanted.get(key) != before.get(key):
-                raise UserError(
-                    f"--out {self.path}: holds a comparison with {key} = {before.get(key)!r}, asked for is "
-                    f"{wanted.get(key)!r}. Go on with the first one's settings, or name another folder"
-                )
+        if (differs := _first_difference(plan, before, CHOICE)) is not None:
+            raise UserError(
+                f"--out {self.path}: holds a comparison with {differs}. Go on with the first one's settings, or name "
+                "another folder"
+            )
         write_json(self.path / PLAN, {"format": PLAN_FORMAT, "format_version": 1, "plan": wanted})
+
+    def check_lends(self, plan: Plan) -> None:
+        """Whether what was trained here is what ``plan`` would train: only who judges it may differ.
+
+        Raises:
+            UserError: no comparison, or the first key that differs, with both values.
+        """
+        found = _read_json(self.path / PLAN) or {}
+        if found.get("format") != PLAN_FORMAT:
+            raise UserError(f"--trained {self.path}: not the folder of a comparison")
+        if (differs := _first_difference(plan, found["plan"], (*CHOICE, *JUDGED))) is not None:
+            raise UserError(
+                f"--trained {self.path}: its networks were trained with {differs}. Give the same data and settings; "
+                "judge.*, --attackers and --task may differ"
+            )
 
     def write_data(self, rows: list[Row], views: list[Row] | None) -> None:
         """The rows for all cells; written anew at every start, always the same."""
@@ -129,6 +141,18 @@ class ComparisonFolder:
                 f"--out {self.path}: in use by something else ({foreign[0]}); name a new folder, an empty one, or that "
                 "of a comparison to go on with"
             )
+
+
+def _first_difference(plan: Plan, before: Mapping[str, Any], apart: tuple[str, ...]) -> str | None:
+    """The first key but those that begin with ``apart``, in words; a setting unknown to ``before`` had its default."""
+    wanted = plan.to_json()
+    defaults = load_settings({"preset": plan.settings["preset"]}).flat()
+    before = {**{f"settings.{key}": defaults[key] for key in plan.settings}, **before}
+    keys = [*wanted, *(key for key in before if key not in wanted)]
+    for key in keys:
+        if not key.startswith(apart) and wanted.get(key) != before.get(key):
+            return f"{key} = {before.get(key)!r}, asked for is {wanted.get(key)!r}"
+    return None
 
 
 def mark_begun(part: Path) -> None:

@@ -17,6 +17,7 @@ from spact_models.run_config import load_settings
 from spact_models.settings import Scalar, Settings
 
 CHOICE = ("seeds", "partitions", "arms", "baselines")  # which cells there are; the rest of a plan says what each one is
+JUDGED = ("task", "attackers", "settings.judge.")  # beginnings of the keys that say who judges, and not what is trained
 CENTRALIZED, FEDERATED, LOCAL, BASELINES = ARMS = ("centralized", "federated", "local-only", "baselines")
 
 
@@ -125,6 +126,7 @@ class Order:
     folder: Path  # the comparison's
     cache: Path  # decoded frames
     log: Path  # what the process says
+    trained: Path | None = None  # another comparison, whose networks are judged instead of new ones
 
 
 def pooled(settings: Settings, sites: int) -> Settings:

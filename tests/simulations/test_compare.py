@@ -216,7 +216,15 @@ def test_the_result_holds_every_arm_every_verdict_and_what_to_beware_of(whole):
     assert len(result["arms"]) == 2 * (1 + 2 + 2 * 2 + 2)
     for line in result["arms"]:
         assert (path / line["folder"] / "evaluation.json").is_file()
-        assert set(line["action"]) == {"mean", "sd", "low", "high", "per_seed"}
+        assert set(line["action"]) == {"mean", "sd", "low", "high", "per_seed", "learned"}
+        told = json.loads((path / line["folder"] / "evaluation.json").read_text())["representations"]
+        (row,) = told.values()
+        assert line["action"]["learned"] == row["action"]["learned"]
+        attackers = row["attacks"]["identity"]["attackers"]
+        assert {name: figure["learned"] for name, figure in line["attackers"].items()} == {
+            name: figure["learned"] for name, figure in attackers.items()
+        }
+        assert line["leakage"]["learned"] == attackers[line["strongest"]]["learned"]
         assert line["strongest"] in ("frame-convnet", "video-tiny")
         is_trained = line["arm"] in ("centralized", "federated", "local-only")
         assert (line["steps"] is not None) == is_trained
@@ -302,6 +310,44 @@ def test_another_plan_is_refused_before_anything_is_made(whole):
     _, words, _ = whole
     with pytest.raises(UserError, match=r"settings\.game\.omega = 1\.0, asked for is 0\.5"):
         command.compare(parse(*words, "--set", "game.omega=0.5"))
+
+
+def test_networks_of_another_comparison_are_judged_anew_and_not_trained(whole, tmp_path, fast, monkeypatch):
+    path, words, _ = whole
+    few = [*words, "--seeds", "0", "--partitions", "iid", "--arms", "centralized,federated,local-only"]
+
+    def trains(_, order):
+        raise RuntimeError(f"{order.cell.name} is trained")
+
+    monkeypatch.setattr(cell_module, "_train", trains)
+    again = tmp_path / "again"
+    assert command.compare(parse(*few, "--out", again, "--trained", path)) == 0
+    names = sorted(entry.name for entry in (again / "cells").iterdir())
+    assert names == sorted(
+        ["centralized-seed0", "federated-iid-seed0", *(f"local-only-iid-site{n}-seed0" for n in (1, 2))]
+    )
+    for name in names:
+        theirs, ours = path / "cells" / name, again / "cells" / name
+        assert (ours / "anonymizer.safetensors").read_bytes() == (theirs / "anonymizer.safetensors").read_bytes()
+        with np.load(theirs / "hits.npz") as before, np.load(ours / "hits.npz") as after:
+            assert all(np.array_equal(before[key], after[key]) for key in before.files)  # the same judge
+        records = [json.loads((folder / "cell.json").read_text()) for folder in (theirs, ours)]
+        assert records[1]["training"] == records[0]["training"]
+        assert [record["trained_in"] for record in records] == [None, str(path)]
+    longer = [*few, "--attackers", "frame-convnet", "--set", f"judge.steps={2 * fast['judge.steps']}"]
+    assert command.compare(parse(*longer, "--out", tmp_path / "longer", "--trained", path)) == 0
+    cell = tmp_path / "longer" / "cells" / "federated-iid-seed0"
+    with np.load(cell / "hits.npz") as hits:
+        assert sorted(hits.files) == ["action/action", "identity/frame-convnet"]
+    assert json.loads((cell / "evaluation.json").read_text())["budget"]["steps"] == 2 * fast["judge.steps"]
+    (note,) = json.loads((cell / "settings.json").read_text())["resumed"]
+    assert note["changed"] == {"judge.steps": 2 * fast["judge.steps"]}
+    with pytest.raises(UserError, match=r"trained with settings\.game\.omega = 1\.0, asked for is 0\.5"):
+        command.compare(parse(*few, "--set", "game.omega=0.5", "--out", tmp_path / "other", "--trained", path))
+    with pytest.raises(UserError, match="not the folder of a comparison"):
+        command.compare(parse(*few, "--out", tmp_path / "other", "--trained", tmp_path))
+    with pytest.raises(RuntimeError, match="centralized-seed7 is trained"):  # whom nobody lends is trained
+        command.compare(parse(*few, "--seeds", "7", "--out", tmp_path / "more", "--trained", path))
 
 
 def test_the_worst_site_of_a_global_anonymizer_is_judged_on_its_own_test_videos(squares, rows, fast, tmp_path):
