@@ -27,6 +27,7 @@ from simulations.report.words import (
     counted,
     duration,
     headline,
+    measured,
     moment,
     percent,
     verdicts,
@@ -232,12 +233,12 @@ def _tiles(run: RunStory) -> list[Tile]:
         seen, raw, task = judged.representations[ANONYMIZED], judged.representations.get(RAW), judged.main_task
         if seen.action is not None:
             beside = f"raw {percent(raw.action.mean)}" if raw and raw.action else ""
-            tiles.append(Tile("action top-1", percent(seen.action.mean), beside))
+            tiles.append(Tile("action top-1", measured(seen.action), beside))
         leakage = seen.leakage(task) if task else None
         if task and leakage is not None:
             on_raw = raw.leakage(task) if raw else None
             told = [f"raw {percent(on_raw.mean)}" if on_raw else "", f"chance {percent(judged.chance.get(task))}"]
-            tiles.append(Tile("strongest attacker", percent(leakage.mean), ", ".join(filter(None, told))))
+            tiles.append(Tile("strongest attacker", measured(leakage), ", ".join(filter(None, told))))
         tiles.append(Tile("held-out videos", str(judged.test_videos or "–"), counted(len(judged.seeds), "seed")))
     tiles.append(Tile("rounds", f"{run.rounds_done} of {run.rounds_planned}", counted(run.sites, "site")))
     tiles.append(Tile("time", duration(run.summary.get("seconds")), f"preset {run.settings.get('preset')}"))

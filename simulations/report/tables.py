@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulations.report.judged import ANONYMIZED, RAW, Attack, Figure, Judged
-from simulations.report.words import AT_LEAST, interval, name_of, percent
+from simulations.report.words import interval, measured, name_of, percent
 
 UP, DOWN = "\u00a0↑", "\u00a0↓"  # which way is better; the arrow stays with its word
 
@@ -47,7 +47,7 @@ def figure_cell(figure: Figure | None, strong: bool = False) -> Cell:
     if figure is None:
         return Cell("–")
     note = interval(figure) or (f"± {100 * figure.sd:.1f}" if figure.sd is not None else "")
-    return Cell(f"{AT_LEAST if figure.at_least else ''}{percent(figure.mean)}", note, strong)
+    return Cell(measured(figure), note, strong)
 
 
 def representation_table(judged: Judged, tasks: Sequence[str] = ()) -> Table:
@@ -90,15 +90,15 @@ def _attackers(attack: Attack, on_raw: Attack | None, chance: float | None) -> l
     lines = []
     for attacker, figure in attack.attackers.items():
         strongest = attacker == attack.strongest
-        measured = figure_cell(figure, strongest)
+        found = figure_cell(figure, strongest)
         if attacker in attack.f1:
             macro = f"macro-F1 {percent(attack.f1[attacker].mean)}"
-            measured = Cell(measured.text, "; ".join(filter(None, (measured.note, macro))), strongest)
+            found = Cell(found.text, "; ".join(filter(None, (found.note, macro))), strongest)
         beside = figure_cell(on_raw.attackers.get(attacker) if on_raw else None)
         notes = ["strongest"] if strongest and len(attack.attackers) > 1 else []
         if figure.at_least:
             notes.append(f"right in {percent(figure.learned, 0)} of its training clips")
-        cells = [measured, beside, Cell(percent(chance))]
+        cells = [found, beside, Cell(percent(chance))]
         lines.append(Line(Cell(name_of(attacker), "; ".join(notes), strongest), cells, "ours" if strongest else ""))
     return lines
 

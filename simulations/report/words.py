@@ -54,6 +54,11 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None else f"{100 * share:.{digits}f}{THIN}%"
 
 
+def measured(figure: Figure) -> str:
+    """A figure's share; ``≥`` where its network had not learned its own training clips."""
+    return f"{AT_LEAST if figure.at_least else ''}{percent(figure.mean)}"
+
+
 def points(difference: float | None, digits: int = 1) -> str:
     """A difference of two shares in percentage points, with its sign."""
     if difference is None:

@@ -210,6 +210,8 @@ def test_what_attackers_had_learned_goes_from_the_summary_to_the_page(made_up_ru
     shown = {plain(line.head.text): plain(line.head.note) for line in attack_table(run.judged).lines}
     assert shown["frame"] == "strongest; right in 31 % of its training clips"
     assert shown["video"] == ""
+    page = plain(render([run], []))
+    assert page.count("≥ 41.7 %") == 4  # large at the top, and in three tables
     silent = open_run(made_up_run(tmp_path / "older", fast, summary=SUMMARY))
     assert "training clips" not in " ".join(not_measured(silent))
 
