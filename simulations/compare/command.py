@@ -59,7 +59,7 @@ def compare(args: argparse.Namespace) -> int:
         missing = [cell for cell in cells if folder.finished(cell) is None]
         if len(missing) < len(cells) and not args.json:
             print(f"{len(cells) - len(missing)} of {len(cells)} cells are finished already", flush=True)
-        if lender is not None and not args.json:
+        if lender is not None and missing and not args.json:
             lent = sum(cell.trained and lender.finished(cell) is not None for cell in missing)
             print(f"the networks of {lent} of {len(missing)} cells come from {lender.path}", flush=True)
         trained = None if lender is None else lender.path
