@@ -22,7 +22,7 @@ from simulations.compare.plan import CENTRALIZED, FEDERATED, Cell, Order, Steps
 from simulations.federated import deal_out, simulate
 from simulations.laboratory import Laboratory, export_anonymizer, keep_rows, summary
 from simulations.protocols.bench import ANONYMIZED
-from simulations.protocols.evaluation import ACTION, FILE
+from simulations.protocols.evaluation import FILE
 from simulations.protocols.suite import Suite, judge_suite
 from spact_models.anonymizer import ClipTransform
 from spact_models.errors import UserError
@@ -171,10 +171,7 @@ def _judge(lab: Laboratory, order: Order) -> dict[str, Any]:
     if trained:
         sites = order.plan.sites if order.cell.arm == FEDERATED else 1
         lab.run.write_summary(summary(lab, evaluation, sites, order.cell.arm, device))
-    row = evaluation.representations[shown]
-    figures = {**row.attacks[order.plan.task].attackers, ACTION: row.action}
     return {
-        "learned": {name: None if figure is None else figure.learned for name, figure in figures.items()},
         "judge_seconds": round(time.monotonic() - started, 2),
         "judge_peak_rss_mb": round(peak_rss_mb(), 1),
         "chance": {task: evaluation.chance[task] for task in ("action", order.plan.task)},

@@ -16,7 +16,7 @@ from simulations.compare.folder import CELLS, ComparisonFolder
 from simulations.compare.plan import BASELINES, CENTRALIZED, FEDERATED, LOCAL, Cell, Plan
 from simulations.compare.statistics import LEAKAGE_MARGIN, UTILITY_MARGIN, Hits, compare_hits
 from simulations.partition import partition
-from simulations.protocols.evaluation import LEARNED, Figure, now
+from simulations.protocols.evaluation import FILE, LEARNED, Figure, now, read_evaluation, stopped_early
 from simulations.protocols.sets import value_of
 
 FORMAT, FORMAT_VERSION = "fedspact-comparison", 1
@@ -68,6 +68,12 @@ class Collected:
             action_SV=stacked["action/action"],
             attack_SV={key.removeprefix(prefix): hits for key, hits in stacked.items() if key.startswith(prefix)},
         )
+
+    def learned(self, cell: Cell) -> dict[str, float | None]:
+        """By network (``action`` and the attackers): the share of its own training clips that it knew in the end."""
+        (row,) = read_evaluation(self.folder.cell_path(cell) / FILE).representations.values()
+        figures = {**row.attacks[self.plan.task].attackers, ACTION: row.action}
+        return {name: figure.learned for name, figure in figures.items() if figure is not None}
 
     def _record(self, cell: Cell) -> dict[str, Any]:
         record = self.folder.finished(cell)
@@ -210,7 +216,7 @@ def _figure(hits_SV: Hits, learned: float | None = None) -> dict[str, Any]:
 def _arm_line(held: Collected, cell: Cell) -> dict[str, Any]:
     one = held.arm([cell])
     record = one.records[0]
-    training, learned = record["training"] or {}, record.get("learned", {})  # cells of before do not tell
+    training, learned = record["training"] or {}, held.learned(cell)
     return {
         "arm": cell.arm,
         "partition": cell.partition,
@@ -223,6 +229,7 @@ def _arm_line(held: Collected, cell: Cell) -> dict[str, Any]:
         "attackers": {name: _figure(hits_SV, learned.get(name)) for name, hits_SV in one.attack_SV.items()},
         "worst_site": worst_own_site(held, one) if cell.arm == FEDERATED else None,
         **{name: training.get(name) for name in COSTS},
+        "trained_in": record.get("trained_in"),
         "judge_seconds": record["judge_seconds"],
         "judge_peak_rss_mb": record["judge_peak_rss_mb"],
         "device": record["device"],
@@ -264,7 +271,7 @@ def _costs(sites: Sequence[Arm], seeds: int) -> dict[str, Any]:
 def _stopped_early(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """Where the strongest attackers had not learned their own training clips, nobody knows what more steps find."""
     told = [line["leakage"]["learned"] for line in lines if line["leakage"]["learned"] is not None]
-    early = [share for share in told if share < LEARNED]
+    early = [share for share in told if stopped_early(share)]
     if not early:
         return []
     return [

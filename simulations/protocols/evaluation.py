@@ -26,6 +26,11 @@ ACTION = "action"
 LEARNED = 0.9  # of its own training clips: a network that knows fewer has stopped too early to be called finished
 
 
+def stopped_early(learned: float | None) -> bool:
+    """Whether a network that knew this share of its training clips may find more with more steps (None: not told)."""
+    return learned is not None and learned < LEARNED
+
+
 @dataclass(frozen=True)
 class Figure:
     """Mean over seeds; ``low``/``high``: 95 % bootstrap interval over the test videos; ``sd`` over seeds.
@@ -44,7 +49,7 @@ class Figure:
     @property
     def at_least(self) -> bool:
         """Whether the network's steps ended before it knew its own training clips."""
-        return self.learned is not None and self.learned < LEARNED
+        return stopped_early(self.learned)
 
     @staticmethod
     def of(per_seed: Sequence[float], interval: tuple[float, float], learned: Sequence[float | None] = ()) -> Figure:

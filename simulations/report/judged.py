@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simulations.protocols import evaluation
-from simulations.protocols.evaluation import FILE, LEARNED, Evaluation, Represented
+from simulations.protocols.evaluation import FILE, Evaluation, Represented
 
 PREFERRED_TASKS = ("identity", "attributes", "source", "retrieval_same_source", "retrieval_all")
 ANONYMIZED, RAW = "anonymized", "raw"
@@ -31,7 +31,7 @@ class Figure:
     @property
     def at_least(self) -> bool:
         """Whether a network with more steps may have found more."""
-        return self.learned is not None and self.learned < LEARNED
+        return evaluation.stopped_early(self.learned)
 
 
 @dataclass(frozen=True)

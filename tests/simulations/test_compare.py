@@ -331,6 +331,8 @@ def test_networks_of_another_comparison_are_judged_anew_and_not_trained(whole, t
         assert (ours / "anonymizer.safetensors").read_bytes() == (theirs / "anonymizer.safetensors").read_bytes()
         with np.load(theirs / "hits.npz") as before, np.load(ours / "hits.npz") as after:
             assert all(np.array_equal(before[key], after[key]) for key in before.files)  # the same judge
+        told = json.loads((again / "comparison.json").read_text())["arms"]
+        assert {line["trained_in"] for line in told if line["arm"] in ("centralized", "federated")} == {str(path)}
         records = [json.loads((folder / "cell.json").read_text()) for folder in (theirs, ours)]
         assert records[1]["training"] == records[0]["training"]
         assert [record["trained_in"] for record in records] == [None, str(path)]
