@@ -27,7 +27,7 @@ from client.held import Read, attackable, attribute_labels, attributes_of, build
 from client.training import on_step
 from client.video.rows import Row, class_names
 from spact_models.anonymizer import Anonymizer, ClipTransform
-from spact_models.attackers import ATTACKERS, DEFAULTS, check_attackers
+from spact_models.attackers import DEFAULTS, check_attackers, networks_of, watches_motion
 from spact_models.errors import UserError
 from spact_models.gate import ACTION, Judgement, Question, refuse_under_dp
 from spact_models.judge import RETRIEVAL_FORMS, Answer, Judge, JudgeSet
@@ -138,7 +138,7 @@ def _read(
 ) -> JudgeSet:
     named = {ACTION: asked.actions, IDENTITY: asked.identities}
     labels = {task: labels_of(rows, task, names) for task, names in named.items() if names}
-    halves = any(ATTACKERS[name].reach == "video" for name in attackers)
+    halves = any(map(watches_motion, attackers))
     attributes_VA = attributes_of(rows, asked.attributes) if asked.attributes else None
     return build_set(rows, footage.cache, settings.clip, Read(clips, halves=halves), labels, attributes_VA)
 
@@ -176,8 +176,9 @@ def _jobs(fresh: Judge, pair: Pair, asked: _Asked, names: Sequence[str]) -> dict
     jobs: dict[tuple[str, str], Callable[[], Any]] = {}
     if asked.actions:
         jobs[ACTION, ACTION] = partial(fresh.action, *pair)
-    for name in names:
+    for name in networks_of(names):
         jobs["retrieval", name] = partial(fresh.retrieval, *pair, name)
+    for name in names:
         if asked.identities:
             jobs[IDENTITY, name] = partial(fresh.attack, *pair, IDENTITY, name)
         if asked.attributes:

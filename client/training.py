@@ -73,6 +73,7 @@ def local_round(
         UserError: a network is no longer finite; nothing of the round may be kept or sent.
     """
     started = time.monotonic()
+    settings = settings.in_round(task.server_round)
     install(networks.anonymizer, networks.action, task.weights)
     players = seat_players(task, settings, site_name, networks, state)
     seen: list[Losses] = []  # with groups no loss is kept: it would be a figure without noise

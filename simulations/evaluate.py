@@ -146,10 +146,11 @@ def _material(args: argparse.Namespace, model: Model, settings: Settings) -> tup
 
 
 def _suite(args: argparse.Namespace, data: Data, attackers: tuple[str, ...], preset: str) -> Suite:
+    from simulations.protocols.evaluation import SURE
     from simulations.protocols.plans import default_protocol, plan
     from simulations.protocols.recipes import RECIPES
-    from simulations.protocols.suite import QUICK, REPRESENTATIONS, SURE
-    from spact_models.attackers import CHEAPEST, PAIRS, check_attackers
+    from simulations.protocols.suite import QUICK, REPRESENTATIONS
+    from spact_models.attackers import CHEAPEST, ONE_OF_EACH, check_attackers
 
     protocol = args.protocol
     if args.recipe and protocol is None:
@@ -158,7 +159,7 @@ def _suite(args: argparse.Namespace, data: Data, attackers: tuple[str, ...], pre
         protocol = default_protocol(data)
         print(f"no --protocol given: {protocol}, which these data can answer")
     seeds = _seeds(args.seeds) if args.seeds else DEFAULT_SEEDS[:1] if args.quick else DEFAULT_SEEDS
-    names = check_attackers(_names(args.attackers)) or attackers or (PAIRS[preset] if args.quick else ())
+    names = check_attackers(_names(args.attackers)) or attackers or (ONE_OF_EACH[preset] if args.quick else ())
     only = _names(args.only) or (QUICK if args.quick else REPRESENTATIONS)
     if args.crops and not any(row.boxes for row in data.rows):
         raise UserError("--crops: needs to know where people stand, and the manifest has no column boxes")

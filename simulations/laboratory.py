@@ -19,12 +19,12 @@ from server.budget import privacy_spent
 from server.runs import RunFolder, default_run_path
 from simulations.partition import load_rows, partition
 from simulations.protocols.bench import IDENTITY
-from simulations.protocols.evaluation import ACTION, Evaluation, Figure
+from simulations.protocols.evaluation import ACTION, SURE, Evaluation, Figure
 from simulations.protocols.sets import attackable
-from simulations.protocols.suite import SURE, Suite, judge_suite
+from simulations.protocols.suite import Suite, judge_suite
 from simulations.protocols.text import table
 from spact_models.anonymizer import Anonymizer
-from spact_models.attackers import PAIRS
+from spact_models.attackers import ONE_OF_EACH
 from spact_models.checkpoint import load_checkpoint, save_checkpoint
 from spact_models.exchange import ANONYMIZER
 from spact_models.networks import BUFFERS, load_anonymizer
@@ -164,13 +164,13 @@ def finish(lab: Laboratory, sites: int, kind: str, with_retrieval: bool = True, 
 def closing_suite(lab: Laboratory, with_retrieval: bool = True, judged: bool = True) -> Suite:
     """The short judgement at a run's end: one seed, an attacker of each reach; `fedspact evaluate` asks more."""
     train, test = ([row for row in lab.rows if row.split == split] for split in ("train", "test"))
-    pair = PAIRS[lab.settings.preset]
+    asked = ONE_OF_EACH[lab.settings.preset]
     return Suite(
         protocol="identity" if attackable(train, test, IDENTITY) else "retrieval",
         tasks=(IDENTITY,),
         representations=CLOSING if judged else (),
-        attackers=pair,
-        retrieval_attackers=pair[:1],
+        attackers=asked,
+        retrieval_attackers=asked[:1],
         seeds=(lab.settings.seed,),
         retrieval=with_retrieval,
         enough=SURE,

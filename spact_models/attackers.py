@@ -2,7 +2,8 @@
 
 An attacker is called with clip_BCTHW in [0, 1] and gives logits (B, classes): one-of-many questions take their softmax
 (identity), yes-or-no ones their sigmoid (attributes), and retrieval a point of the unit sphere (:func:`embedder`).
-Frame-level attackers see frames one by one, video-level ones see motion as well.
+Frame-level attackers see frames one by one, video-level ones see motion as well. One attacker is no network
+(:mod:`spact_models.trees`).
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def _video(name: ActionName) -> Attacker:
     return Attacker(lambda classes, _: build_action(name, classes, "group"), "video")
 
 
-ATTACKERS: dict[str, Attacker] = {
+NETWORKS: dict[str, Attacker] = {
     "frame-convnet": _frames("tiny"),
     "frame-resnet18": _frames("resnet18"),
     "frame-resnet50": _frames("resnet50"),
@@ -134,17 +135,19 @@ ATTACKERS: dict[str, Attacker] = {
     "video-r3d18": _video("r3d18"),
     "video-r2plus1d18": _video("r2plus1d18"),
 }
+TREES = "clip-trees"  # trees over a clip's statistics: names people and attributes, matches nothing
+ATTACKERS = (*NETWORKS, TREES)
 DEFAULTS: dict[str, tuple[str, ...]] = {  # by preset: what an evaluation asks
-    "tiny": ("frame-convnet", "frame-vit", "video-tiny"),
-    "small": ("frame-resnet18", "frame-vit", "video-r3d18"),
-    "paper": ("frame-resnet50", "frame-resnet18", "frame-vit", "video-r3d18"),
+    "tiny": ("frame-convnet", "frame-vit", "video-tiny", TREES),
+    "small": ("frame-resnet18", "frame-vit", "video-r3d18", TREES),
+    "paper": ("frame-resnet50", "frame-resnet18", "frame-vit", "video-r3d18", TREES),
 }
-PAIRS: dict[str, tuple[str, ...]] = {  # one of each reach: what a run asks when it ends
-    "tiny": ("frame-convnet", "video-tiny"),
-    "small": ("frame-resnet18", "video-r3d18"),
-    "paper": ("frame-resnet50", "video-r3d18"),
+ONE_OF_EACH: dict[str, tuple[str, ...]] = {  # one of each kind: what a run asks when it ends
+    "tiny": ("frame-convnet", "video-tiny", TREES),
+    "small": ("frame-resnet18", "video-r3d18", TREES),
+    "paper": ("frame-resnet50", "video-r3d18", TREES),
 }
-CHEAPEST: dict[str, tuple[str, ...]] = {name: pair[:1] for name, pair in PAIRS.items()}
+CHEAPEST: dict[str, tuple[str, ...]] = {name: asked[:1] for name, asked in ONE_OF_EACH.items()}  # of the networks
 
 
 def check_attackers(names: Sequence[str]) -> tuple[str, ...]:
@@ -157,6 +160,16 @@ def check_attackers(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def networks_of(names: Sequence[str]) -> list[str]:
+    """Those that learn step by step, and can learn to match videos without a label."""
+    return [name for name in names if name in NETWORKS]
+
+
+def watches_motion(name: str) -> bool:
+    """Whether it is a network that sees a clip as a whole."""
+    return name in NETWORKS and NETWORKS[name].reach == "video"
+
+
 def embedder(name: str, size_px: int) -> nn.Module:
     """A fresh attacker for retrieval: clip_BCTHW -> (B, 128) of length 1."""
-    return Embedder(ATTACKERS[name](EMBEDDING, size_px))
+    return Embedder(NETWORKS[name](EMBEDDING, size_px))

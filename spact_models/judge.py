@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spact_models.action import ActionName, build_action
-from spact_models.attackers import ATTACKERS, Attacker, embedder
+from spact_models.attackers import NETWORKS, TREES, Attacker, embedder
 from spact_models.judge_set import JudgeSet as JudgeSet
 from spact_models.losses import nt_xent
 from spact_models.metrics import hits, majority_share, retrieval_hits
 from spact_models.seeds import seed_for, seeded
 from spact_models.settings import JudgeConfig
+from spact_models.trees import Trees, attribute_scores, class_scores, grown, statistics
 from spact_models.views import NO_AUGMENTATION, AugmentConfig, augment_clips, to_float_BCTHW
 from spact_models.workshop import Progress
 
@@ -75,7 +76,9 @@ class Judge:
 
     def attack(self, train: JudgeSet, test: JudgeSet, task: str, attacker: str) -> Answer:
         """One fresh attacker on one private attribute: which of many."""
-        return self.classify(train, test, task, attacker, ATTACKERS[attacker])
+        if attacker == TREES:
+            return self._by_trees(train, test, task)
+        return self.classify(train, test, task, attacker, NETWORKS[attacker])
 
     def classify(self, train: JudgeSet, test: JudgeSet, task: str, name: str, recipe: Attacker) -> Answer:
         """Train one fresh network on ``train.labels[task]``, ask it about the test videos (mean over clips)."""
@@ -91,10 +94,11 @@ class Judge:
         """One fresh attacker on all yes-or-no attributes at once, by binary cross-entropy."""
         if train.attributes_VA is None or test.attributes_VA is None:
             raise ValueError("these videos carry no yes-or-no attributes")
-        recipe, attributes = ATTACKERS[attacker], train.attributes_VA.shape[1]
-        network = self._fresh(lambda: recipe(attributes, train.size_px), "attributes", attacker)
-        learned = self._fit(network, recipe, train, train.attributes_VA, _known_binary_cross_entropy, "attributes")
-        scores_VA, labels_VA = self._scores(network, test, torch.sigmoid), test.attributes_VA
+        if attacker == TREES:
+            scores_VA, learned = self._attributes_by_trees(train, test, train.attributes_VA), None
+        else:
+            scores_VA, learned = self._attributes_by_network(train, test, train.attributes_VA, attacker)
+        labels_VA = test.attributes_VA
         known_VA = labels_VA >= 0
         right_VA = ((scores_VA > 0.5) == (labels_VA == 1)) & known_VA
         hit_V = right_VA.sum(dim=1) / known_VA.sum(dim=1).clamp(min=1)
@@ -111,13 +115,42 @@ class Judge:
             cannot answer; a form that asks nothing has an empty answer.
         """
         network = self._fresh(lambda: embedder(attacker, train.size_px), "retrieval", attacker)
-        self._fit_retrieval(network, ATTACKERS[attacker], train)
-        early_VD, late_VD = self._ends(network, ATTACKERS[attacker], test)
+        self._fit_retrieval(network, NETWORKS[attacker], train)
+        early_VD, late_VD = self._ends(network, NETWORKS[attacker], test)
         found = {}
         for form, group_V in (("all", torch.zeros_like(test.group_V)), ("same_source", test.group_V)):
             hit_V, asked_V, level = retrieval_hits(early_VD, late_VD, group_V)
             found[form] = Answer(torch.empty(len(hit_V), 0), group_V[asked_V], hit_V.float(), level)
         return found
+
+    def _attributes_by_network(
+        self, train: JudgeSet, test: JudgeSet, labels_VA: Tensor, attacker: str
+    ) -> tuple[Tensor, float]:
+        """(V, A) of the test videos, and what the network knew of its own clips when it stopped."""
+        recipe, attributes = NETWORKS[attacker], labels_VA.shape[1]
+        network = self._fresh(lambda: recipe(attributes, train.size_px), "attributes", attacker)
+        learned = self._fit(network, recipe, train, labels_VA, _known_binary_cross_entropy, "attributes")
+        return self._scores(network, test, torch.sigmoid), learned
+
+    def _attributes_by_trees(self, train: JudgeSet, test: JudgeSet, labels_VA: Tensor) -> Tensor:
+        grown_trees = self._trees(train, labels_VA, "attributes")
+        return _mean_of_clips(attribute_scores(grown_trees, statistics(test.clips_MTHWC)), test)
+
+    def _by_trees(self, train: JudgeSet, test: JudgeSet, task: str) -> Answer:
+        """:meth:`classify` by trees, which have no steps that could end too early."""
+        classes = int(max(train.labels[task].max(), test.labels[task].max())) + 1
+        grown_trees, known_V = self._trees(train, train.labels[task], task), test.labels[task] >= 0
+        scores_MK = class_scores(grown_trees, statistics(test.clips_MTHWC), classes)
+        scores_VK, labels_V = _mean_of_clips(scores_MK, test)[known_V], test.labels[task][known_V]
+        return Answer(scores_VK, labels_V, hits(scores_VK, labels_V), chance(test, task))
+
+    def _trees(self, train: JudgeSet, labels_V: Tensor, task: str) -> Trees:
+        known_M = (labels_V >= 0).reshape(len(labels_V), -1).any(dim=1)[train.video_M]
+        taught_MF, labels_M = statistics(train.clips_MTHWC[known_M]), labels_V[train.video_M][known_M]
+        trees = grown(taught_MF, labels_M, seed_for("judge", self.seed, task, TREES))
+        for _ in range(self.config.steps):  # a bar counts a network's steps
+            self.on_step()
+        return trees
 
     def _fresh(self, make: Callable[[], nn.Module], task: str, name: str) -> nn.Module:
         with seeded("judge", self.seed, task, name):
@@ -205,9 +238,7 @@ class Judge:
         for part in torch.split(test.clips_MTHWC, self.config.batch):
             with torch.inference_mode(), self._autocast():
                 parts.append(answer(network(to_float_BCTHW(part.to(self.device))).float()).cpu())
-        scores_MK = torch.cat(parts)
-        total_VK = torch.zeros(test.videos, scores_MK.shape[1]).index_add_(0, test.video_M, scores_MK)
-        return total_VK / test.video_M.bincount(minlength=test.videos).clamp(min=1)[:, None]
+        return _mean_of_clips(torch.cat(parts), test)
 
     def _ends(self, network: nn.Module, recipe: Attacker, test: JudgeSet) -> tuple[Tensor, Tensor]:
         """(V, D) twice: the mean point of what each video shows early, and of what it shows late."""
@@ -235,6 +266,12 @@ class Judge:
         # Not on the CPU: torch 2.15 takes bf16 gradients of 3-D convolutions there from memory nobody wrote (NaN).
         enabled = self.precision == "bf16" and self.device.type != "cpu"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _mean_of_clips(scores_MK: Tensor, held: JudgeSet) -> Tensor:
+    """(M, K) of clips -> (V, K) of their videos."""
+    total_VK = torch.zeros(held.videos, scores_MK.shape[1]).index_add_(0, held.video_M, scores_MK)
+    return total_VK / held.video_M.bincount(minlength=held.videos).clamp(min=1)[:, None]
 
 
 def _cross_entropy(logits_BK: Tensor, labels_B: Tensor) -> Tensor:

@@ -122,6 +122,7 @@ class GameConfig:
 
     omega: float = 1.0  # weight of the privacy reward; 1 in the reference
     beta: float = PRESET  # price of the noisy output in L_T's nats a nat a value (losses.rate); 0 in the paper
+    beta_rise: float = PRESET  # share of the minimax rounds over which the price rises to beta; f_T must read first
     temperature: float = 0.1  # NT-Xent; 0.1 in the reference
     cap_reward: bool = True  # stop rewarding above chance: past it f_A beats this f_B, not privacy
     critic_steps: int = PRESET  # critics' moves per anonymizer's move; the reference's 1 needs a price (docs/method.md)
@@ -130,11 +131,27 @@ class GameConfig:
     lr_anonymizer: float = PRESET  # Adam; 1e-4 in the reference
     lr_action: float = PRESET
     lr_privacy: float = PRESET
+    lr_fall: float = PRESET  # share of the minimax rounds, the last ones, over which all three fall along a cosine
 
     def __post_init__(self) -> None:
+        for name in ("beta_rise", "lr_fall"):
+            share = getattr(self, name)
+            require(0 <= share <= 1, name, share, "must be a share of the minimax rounds, 0 (off) to 1")
         _at_least(self, 0, "omega", "beta", "catch_up_steps", "restart_privacy_rounds")
         _at_least(self, 1, "critic_steps")
         _positive(self, "temperature", "lr_anonymizer", "lr_action", "lr_privacy")
+
+    def in_round(self, played: int, rounds: int) -> GameConfig:
+        """The game of one minimax round, when ``played`` of ``rounds`` lie behind it: its price and its steps.
+
+        The last round pays the whole price and takes the smallest steps, which are above 0.
+        """
+        rise, fall = self.beta_rise * rounds, self.lr_fall * rounds
+        price = min(1.0, (played + 1) / rise) if rise else 1.0
+        into_fall = max(0.0, played + 1 - (rounds - fall))  # rounds of the fall, this one among them
+        pace = (1 + math.cos(math.pi * into_fall / (fall + 1))) / 2 if fall else 1.0
+        rates = {name: pace * getattr(self, name) for name in ("lr_anonymizer", "lr_action", "lr_privacy")}
+        return dataclasses.replace(self, beta=price * self.beta, **rates)
 
 
 @dataclass(frozen=True)
@@ -400,6 +417,13 @@ class Settings:
                 "views.source = 'image', cannot serve networks.anonymizer = 'motion': two crops of one picture hold no "
                 "motion. Use views.source = 'frames' or networks.anonymizer = 'frame'."
             )
+
+    def in_round(self, number: int) -> Settings:
+        """These settings as round ``number`` is played: what changes in the course of a run is the game's."""
+        if self.phase(number) == "warmup":
+            return self
+        played = number - self.rounds.warmup - 1
+        return dataclasses.replace(self, game=self.game.in_round(played, self.rounds.minimax))
 
     @property
     def action_classes(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ SEEDS, PARTITIONS, ARMS = "0,1,2", "iid,site", "centralized,federated,local-only
 # 10, and as much again for slower ones.
 QUICK = {"preset": "tiny", "judge.steps": 240}  # the demo's own training, judged a little shorter
 QUICK_SEEDS, QUICK_PARTITIONS = "0", "site"
-QUICK_ATTACKERS, QUICK_BASELINES = "frame-convnet,video-tiny", "raw,difference1bit"
+QUICK_ATTACKERS, QUICK_BASELINES = "frame-convnet,video-tiny,clip-trees", "raw,difference1bit"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from simulations.compare.folder import CELLS, ComparisonFolder
 from simulations.compare.plan import BASELINES, CENTRALIZED, FEDERATED, LOCAL, Cell, Plan
 from simulations.compare.statistics import LEAKAGE_MARGIN, UTILITY_MARGIN, Hits, compare_hits
 from simulations.partition import partition
-from simulations.protocols.evaluation import FILE, LEARNED, Figure, now, read_evaluation, stopped_early
+from simulations.protocols.evaluation import FILE, LEARNED, Figure, least_learned, now, read_evaluation, stopped_early
 from simulations.protocols.sets import value_of
 
 FORMAT, FORMAT_VERSION = "fedspact-comparison", 1
@@ -217,6 +217,7 @@ def _arm_line(held: Collected, cell: Cell) -> dict[str, Any]:
     one = held.arm([cell])
     record = one.records[0]
     training, learned = record["training"] or {}, held.learned(cell)
+    found = float(one.leakage_SV.mean())
     return {
         "arm": cell.arm,
         "partition": cell.partition,
@@ -224,7 +225,7 @@ def _arm_line(held: Collected, cell: Cell) -> dict[str, Any]:
         "site": None if cell.site is None else f"site-{cell.site}",
         "folder": f"{CELLS}/{cell.name}",
         "action": _figure(one.action_SV, learned.get(ACTION)),
-        "leakage": _figure(one.leakage_SV, learned.get(one.strongest)),
+        "leakage": _figure(one.leakage_SV, least_learned(found, map(learned.get, one.attack_SV))),
         "strongest": one.strongest,
         "attackers": {name: _figure(hits_SV, learned.get(name)) for name, hits_SV in one.attack_SV.items()},
         "worst_site": worst_own_site(held, one) if cell.arm == FEDERATED else None,
@@ -269,13 +270,13 @@ def _costs(sites: Sequence[Arm], seeds: int) -> dict[str, Any]:
 
 
 def _stopped_early(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Where the strongest attackers had not learned their own training clips, nobody knows what more steps find."""
+    """Where attackers had not learned their own training clips, nobody knows what more steps find."""
     told = [line["leakage"]["learned"] for line in lines if line["leakage"]["learned"] is not None]
     early = [share for share in told if stopped_early(share)]
     if not early:
         return []
     return [
-        f"what attackers with more steps find: in {len(early)} of {len(told)} cells the strongest was right in less "
+        f"what attackers with more steps find: in {len(early)} of {len(told)} cells an attacker was right in less "
         f"than {LEARNED:.0%} of its own training clips when its steps ended; --trained with a larger judge.steps asks"
     ]
 

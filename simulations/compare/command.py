@@ -113,7 +113,7 @@ def _plan(args: argparse.Namespace, settings: Settings, manifest: Path, rows: Se
         arms=arms,
         baselines=(RAW, *(name for name in named if name != RAW)) if named else (),  # raw stands beside every figure
         task=args.task,
-        attackers=parse_names("--attackers", attackers, tuple(ATTACKERS)) if attackers else (),
+        attackers=parse_names("--attackers", attackers, ATTACKERS) if attackers else (),
         version=__version__,
         settings={key: value for key, value in settings.flat().items() if key not in own},
     )

@@ -15,7 +15,7 @@ from simulations.protocols.bench import CROPS, IDENTITY, Bench, Pair, matchers
 from simulations.protocols.evaluation import ACTION
 from simulations.protocols.figures import IN_TURN, Found
 from spact_models.anonymizer import ClipTransform
-from spact_models.attackers import ATTACKERS
+from spact_models.attackers import watches_motion
 from spact_models.judge import Answer, Judge
 from spact_models.judge_set import JudgeSet
 from spact_models.seeds import seed_for
@@ -186,13 +186,13 @@ def _same_clips(one: Pair, other: Pair) -> bool:
 def on_attributes(suite: Suite, seen: Pair) -> list[str]:
     """The attackers that can look: a video-level one sees nothing more in a still image."""
     still = seen[0].clips_MTHWC.shape[1] == 1
-    return [name for name in suite.attackers if not still or ATTACKERS[name].reach == "frame"]
+    return [name for name in suite.attackers if not (still and watches_motion(name))]
 
 
 def _longest_first(job: tuple[tuple[str, str, int], object]) -> bool:
     """False sorts first: clips cost more than frames, and a long job begun last keeps one core waiting."""
     task, attacker, _ = job[0]
-    return not (task in (ACTION, "reconstruction") or attacker == IN_TURN or ATTACKERS[attacker].reach == "video")
+    return not (task in (ACTION, "reconstruction") or attacker == IN_TURN or watches_motion(attacker))
 
 
 def steps(suite: Suite, settings: Settings, bench: Bench) -> int:

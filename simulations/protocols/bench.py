@@ -11,7 +11,7 @@ from client.video.cache import FrameCache
 from client.video.rows import Row, class_names
 from simulations.protocols.evaluation import ACTION
 from simulations.protocols.sets import Read, attackable, attribute_labels, attributes_of, build_set, labels_of
-from spact_models.attackers import ATTACKERS
+from spact_models.attackers import networks_of, watches_motion
 from spact_models.judge import JudgeSet
 from spact_models.settings import Settings
 
@@ -103,9 +103,12 @@ def _ask_videos(suite: Suite, bench: Bench) -> None:
             bench.not_measured.append(
                 f"{task}: needs two values or more in training rows, and test rows with none but those"
             )
-    bench.retrieval = suite.retrieval and len(bench.train) >= 2 and len(bench.test) >= 2
-    if suite.retrieval and not bench.retrieval:
+    enough = len(bench.train) >= 2 and len(bench.test) >= 2
+    bench.retrieval = suite.retrieval and enough and bool(matchers(suite))
+    if suite.retrieval and not enough:
         bench.not_measured.append("retrieval: needs two videos in training and in test")
+    elif suite.retrieval and not bench.retrieval:
+        bench.not_measured.append(f"retrieval: {', '.join(suite.attackers)} alone matches nothing; it takes a network")
 
 
 def _read(
@@ -116,7 +119,7 @@ def _read(
     sides: Sequence[Sequence[Row]],
     blackened: bool = False,
 ) -> Pair:
-    halves = bench.retrieval and any(ATTACKERS[name].reach == "video" for name in matchers(suite))
+    halves = bench.retrieval and any(map(watches_motion, matchers(suite)))
     asked = {**({ACTION: bench.actions} if bench.actions else {}), **bench.tasks}
 
     def read(rows: Sequence[Row], clips: int) -> JudgeSet:
@@ -149,5 +152,6 @@ def _ask_attributes(suite: Suite, settings: Settings, bench: Bench, rows: Sequen
     )  # type: ignore[assignment]
 
 
-def matchers(suite: Suite) -> tuple[str, ...]:
-    return suite.retrieval_attackers or suite.attackers
+def matchers(suite: Suite) -> list[str]:
+    """Who is asked to match videos: it takes a network."""
+    return networks_of(suite.retrieval_attackers or suite.attackers)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,22 @@ FORMAT = "fedspact-evaluation"
 FORMAT_VERSION = 1
 FILE = "evaluation.json"
 ACTION = "action"
+SURE = 0.98  # share of the videos; a further attacker could not change what that says
 LEARNED = 0.9  # of its own training clips: a network that knows fewer has stopped too early to be called finished
 
 
 def stopped_early(learned: float | None) -> bool:
     """Whether a network that knew this share of its training clips may find more with more steps (None: not told)."""
     return learned is not None and learned < LEARNED
+
+
+def least_learned(strongest: float, learned: Iterable[float | None]) -> float | None:
+    """What the least finished of several attackers knew of its own clips: with more steps it might be the strongest.
+
+    None where that could change nothing (the strongest is right in ``SURE`` of the videos) or nobody told.
+    """
+    told = [share for share in learned if share is not None]
+    return min(told) if told and strongest < SURE else None
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,9 @@ class Attack:
 
     @property
     def figure(self) -> Figure:
-        return self.attackers[self.strongest]
+        """The strongest attacker's, ``learned`` as little as the least finished of all had."""
+        figure = self.attackers[self.strongest]
+        return replace(figure, learned=least_learned(figure.mean, [one.learned for one in self.attackers.values()]))
 
     def to_json(self) -> dict[str, Any]:
         out = {"metric": self.metric, "strongest": self.strongest, "attackers": _figures(self.attackers)}

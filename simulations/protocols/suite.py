@@ -33,7 +33,6 @@ from spact_models.settings import Settings
 
 REPRESENTATIONS = (*OBFUSCATIONS, BLACKENED, ANONYMIZED)
 QUICK = ("raw", "downsample4x", ANONYMIZED)
-SURE = 0.98  # share of the videos; a further attacker could not change what that says
 Stills = tuple[np.ndarray, np.ndarray, np.ndarray]  # each uint8 (N,H,W,3)
 
 

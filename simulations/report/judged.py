@@ -7,7 +7,7 @@ Figures are shares in 0…1; what was not measured is absent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from simulations.protocols import evaluation
@@ -49,7 +49,10 @@ class Attack:
 
     @property
     def leakage(self) -> Figure:
-        return self.attackers[self.strongest]
+        """The strongest attacker's, ``learned`` as little as the least finished of all had."""
+        figure = self.attackers[self.strongest]
+        told = [one.learned for one in self.attackers.values()]
+        return replace(figure, learned=evaluation.least_learned(figure.mean, told))
 
 
 @dataclass(frozen=True)

@@ -182,8 +182,8 @@ def not_measured(run: RunStory) -> list[str]:
     if short is not None and short.leakage.at_least:
         knew = percent(short.leakage.learned, 0)
         lacking.append(
-            f"what a fresh attacker with more steps finds: the strongest was right in only {knew} of its own training "
-            "clips when its steps ended, so its figure is a lower bound (fedspact evaluate --set judge.steps=…)"
+            f"what a fresh attacker with more steps finds: one was right in only {knew} of its own training "
+            "clips when its steps ended, so identity is a lower bound (fedspact evaluate --set judge.steps=…)"
         )
     few = {task: len(attack.attackers) for task, attack in seen.attacks.items() if len(attack.attackers) < 3}
     if few and judged.source == "summary.json":

@@ -204,7 +204,7 @@ def _target(judged: Judged, seen: Seen) -> Sentence | None:
         return Sentence(f"{aim} missed: {' and '.join(missing)}.", "bad")
     if leakage.at_least:
         knew = f"was right in only {percent(leakage.learned, 0)} of its own training clips when its steps ended"
-        return Sentence(f"{aim} not shown to be met: the strongest attacker {knew}. Give it more.", "bad")
+        return Sentence(f"{aim} not shown to be met: an attacker {knew}. Give it more.", "bad")
     return Sentence(f"{aim} met.", "good")
 
 

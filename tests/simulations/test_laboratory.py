@@ -26,7 +26,8 @@ from simulations.laboratory import (
     settings_from,
 )
 from simulations.partition import load_rows
-from simulations.protocols.suite import SURE, judge_suite
+from simulations.protocols.evaluation import SURE
+from simulations.protocols.suite import judge_suite
 from simulations.protocols.text import table
 from spact_models.anonymizer import Anonymizer
 from spact_models.checkpoint import load_checkpoint

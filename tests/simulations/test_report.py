@@ -138,7 +138,7 @@ def texts(table):
                 "Keeps 98 % of the action; the strongest of 2 fresh attackers names the person in at least 12 % of "
                 "held-out videos (chance 8 %).",
                 "The target, 97 % of raw's action with identity at most 5 points above chance, is not shown to be met: "
-                "the strongest attacker was right in only 30 % of its own training clips when its steps ended. Give it "
+                "an attacker was right in only 30 % of its own training clips when its steps ended. Give it "
                 "more.",
             ],
         ),

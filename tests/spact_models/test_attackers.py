@@ -7,11 +7,15 @@ from spact_models.attackers import (
     ATTACKERS,
     CHEAPEST,
     DEFAULTS,
-    PAIRS,
+    NETWORKS,
+    ONE_OF_EACH,
+    TREES,
     FrameByFrame,
     SmallViT,
     check_attackers,
     embedder,
+    networks_of,
+    watches_motion,
 )
 from spact_models.errors import UserError
 from spact_models.presets import PRESETS
@@ -19,9 +23,9 @@ from spact_models.presets import PRESETS
 SMALL = ("frame-convnet", "frame-vit", "video-tiny")
 
 
-@pytest.mark.parametrize("name", ATTACKERS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_attacker_answers_for_every_class(name):
-    network = ATTACKERS[name](5, 32).eval()
+    network = NETWORKS[name](5, 32).eval()
     with torch.no_grad():
         logits = network(torch.rand(2, 3, 4, 32, 32))
     assert logits.shape == (2, 5)
@@ -32,20 +36,23 @@ def test_every_attacker_answers_for_every_class(name):
 def test_frames_alone_cannot_tell_an_order_of_frames(name):
     """What "frame" and "video" in a name promise."""
     torch.manual_seed(0)
-    network = ATTACKERS[name](4, 32).eval()
+    network = NETWORKS[name](4, 32).eval()
     clip = torch.rand(1, 3, 6, 32, 32)
     with torch.no_grad():
         same = torch.allclose(network(clip), network(clip.flip(2)), atol=1e-5)
-    assert same == (ATTACKERS[name].reach == "frame")
+    assert same == (NETWORKS[name].reach == "frame")
 
 
-def test_every_preset_has_three_attackers_of_both_reaches():
-    assert DEFAULTS.keys() == PAIRS.keys() == CHEAPEST.keys() == PRESETS.keys()
+def test_every_preset_has_attackers_of_all_three_kinds():
+    assert DEFAULTS.keys() == ONE_OF_EACH.keys() == CHEAPEST.keys() == PRESETS.keys()
     for preset, names in DEFAULTS.items():
         assert len(check_attackers(names)) >= 3
-        assert {ATTACKERS[name].reach for name in names} == {"frame", "video"}
-        assert {ATTACKERS[name].reach for name in PAIRS[preset]} == {"frame", "video"}
-        assert set(PAIRS[preset]) <= set(names)
+        for asked in (names, ONE_OF_EACH[preset]):
+            assert {NETWORKS[name].reach for name in networks_of(asked)} == {"frame", "video"}
+            assert TREES in asked
+        assert set(ONE_OF_EACH[preset]) <= set(names)
+    assert {*networks_of(ATTACKERS), TREES} == set(ATTACKERS)
+    assert [name for name in ATTACKERS if watches_motion(name)] == ["video-tiny", "video-r3d18", "video-r2plus1d18"]
 
 
 def test_unknown_and_doubled_names_are_told():
@@ -54,7 +61,7 @@ def test_unknown_and_doubled_names_are_told():
     with pytest.raises(UserError, match="names one twice"):
         check_attackers(["video-tiny", "video-tiny"])
     with pytest.raises(UserError, match="attacker classes = 0"):
-        ATTACKERS["frame-convnet"](0, 32)
+        NETWORKS["frame-convnet"](0, 32)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +87,7 @@ def test_the_transformer_learns_where_it_is_given_a_little_time():
             frame[:, y : y + 5, x : x + 5] += 0.3
         return frames, labels
 
-    recipe = ATTACKERS["frame-vit"]
+    recipe = NETWORKS["frame-vit"]
     network = SmallViT(4, 16)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3 * recipe.lr_share, weight_decay=recipe.weight_decay)
     for _ in range(60):

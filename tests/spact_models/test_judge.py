@@ -10,7 +10,7 @@ import torch
 
 from spact_models import judge_set
 from spact_models.anonymizer import Anonymizer, AnonymizerConfig, represent
-from spact_models.attackers import ATTACKERS, Attacker
+from spact_models.attackers import NETWORKS, TREES, Attacker
 from spact_models.errors import UserError
 from spact_models.judge import Judge, JudgeSet, chance
 from spact_models.judge_set import MID_GREY, room
@@ -22,6 +22,7 @@ from spact_models.workshop import side_by_side
 COLORS = torch.tensor([[220, 40, 40], [40, 200, 60], [50, 70, 230]], dtype=torch.uint8)
 CPU = torch.device("cpu")
 PAIR = ("frame-convnet", "video-tiny")
+ALL = (*PAIR, TREES)
 
 
 def make_set(videos, seed, clips=2, frames=4, size=16, lead_in=1, stripe=True):
@@ -63,7 +64,7 @@ def make_judge(steps=40, **more):
     return Judge(config, "tiny", CPU, 5, **more)
 
 
-def attack(judge, train, test, task, names=PAIR):
+def attack(judge, train, test, task, names=ALL):
     return {name: judge.attack(train, test, task, name).top1 for name in names}
 
 
@@ -178,9 +179,10 @@ def test_a_video_level_retrieval_sees_the_halves_and_nothing_else(sets):
         judge.retrieval(*bare, "video-tiny")
 
 
-def test_attributes_are_learned_together(sets):
+@pytest.mark.parametrize("attacker", ["frame-convnet", TREES])
+def test_attributes_are_learned_together(sets, attacker):
     train, test = sets
-    known = make_judge(steps=60).attributes(train, test, "frame-convnet")
+    known = make_judge(steps=60).attributes(train, test, attacker)
     assert known.scores_VK.shape == known.labels_V.shape == (12, 2)
     assert ((known.scores_VK[:, 0] > 0.5) == (known.labels_V[:, 0] == 1)).all()  # red or not: seen in a frame
 
@@ -276,7 +278,7 @@ def test_early_views_are_held_against_late_ones(sets):
     levels = torch.tensor([10, 30, 200, 220], dtype=torch.uint8)
     views = levels[None, :, None, None, None, None].expand(12, 4, 1, 8, 8, 3).contiguous()
     judged = JudgeSet(**{**vars(test), "views_VKTHWC": views})
-    early, late = make_judge()._ends(Mean(), ATTACKERS["frame-convnet"], judged)
+    early, late = make_judge()._ends(Mean(), NETWORKS["frame-convnet"], judged)
     torch.testing.assert_close(early[:, 0] / early[:, 1], torch.full((12,), 20 / 255))
     torch.testing.assert_close(late[:, 0] / late[:, 1], torch.full((12,), 210 / 255))
 
@@ -322,6 +324,9 @@ def test_every_network_takes_the_steps_of_its_budget(sets):
     judge.attributes(*sets, "frame-convnet")
     judge.retrieval(*sets, "frame-convnet")
     assert len(done) == 3 * 4
+    judge.attack(*sets, "look", TREES)
+    judge.attributes(*sets, TREES)
+    assert len(done) == 3 * 6  # a bar's length does not depend on who is asked
 
 
 def test_jobs_that_wait_are_not_begun_when_one_fails():
