@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from client.footage import Footage
-from client.held import Read, attackable, attribute_labels, attributes_of, build_set, labels_of
+from client.held import Read, attackable, attribute_labels, attributes_of, build_set, labels_of, lead_in_of
 from client.training import on_step
 from client.video.rows import Row, class_names
 from spact_models.anonymizer import Anonymizer, ClipTransform
@@ -140,7 +140,9 @@ def _read(
     labels = {task: labels_of(rows, task, names) for task, names in named.items() if names}
     halves = any(map(watches_motion, attackers))
     attributes_VA = attributes_of(rows, asked.attributes) if asked.attributes else None
-    return build_set(rows, footage.cache, settings.clip, Read(clips, halves=halves), labels, attributes_VA)
+    return build_set(
+        rows, footage.cache, settings.clip, Read(clips, lead_in_of(settings), halves=halves), labels, attributes_VA
+    )
 
 
 def _answers(

@@ -14,11 +14,12 @@ from client.video.boxes import person_mask, read_boxes
 from client.video.cache import FrameCache
 from client.video.decode import Frames
 from client.video.rows import Row
-from client.video.sampling import test_clips
+from client.video.sampling import reflect, test_clips
 from spact_models.judge_set import JudgeSet, room
-from spact_models.settings import ClipConfig
+from spact_models.networks import anonymizer_config
+from spact_models.settings import ClipConfig, Settings
 
-LEAD_IN = 1  # frames in front of every judged clip, so that anything with a history of one frame can be judged
+LEAST_LEAD_IN = 1  # frames in front of every judged clip: baselines need the frame before
 VIEWS = 8  # single views of each video, from its start to its end, for the retrieval attacker
 ABSENT = "0"  # an attribute's value that says no: VISPR's, and PA-HMDB51's "absent or unidentifiable"
 BOTH = "+"  # 1+2: both values at once
@@ -29,9 +30,15 @@ class Read:
     """What is to be read of each row beside its clips."""
 
     clips: int
+    lead_in: int = LEAST_LEAD_IN  # frames in front of every clip and view; see lead_in_of
     halves: bool = False  # a clip of each half, for video-level retrieval
     masks: bool = False  # where the clips show somebody; every row must have boxes
     blackened: bool = False  # people painted over before anything else sees the frames; every row must have boxes
+
+
+def lead_in_of(settings: Settings) -> int:
+    """Frames in front of every judged clip: as many as the settings' f_A consumes, and those of the baselines."""
+    return max(LEAST_LEAD_IN, anonymizer_config(settings).history)
 
 
 def build_set(
@@ -48,19 +55,19 @@ def build_set(
     """
     if rows and all(row.is_image for row in rows):
         return _of_images(rows, cache, labels, attributes_VA)
-    size, frames_each = cache.size_px, LEAD_IN + clip.frames
+    size, frames_each = cache.size_px, read.lead_in + clip.frames
     clips_MTHWC = room((len(rows) * read.clips, frames_each, size, size, 3))
-    views_VKTHWC = room((len(rows), VIEWS, 2, size, size, 3))
+    views_VKTHWC = room((len(rows), VIEWS, read.lead_in + 1, size, size, 3))
     halves_V2THWC = room((len(rows), 2, frames_each, size, size, 3)) if read.halves else None
     masks = torch.zeros(clips_MTHWC.shape[:-1], dtype=torch.bool) if read.masks else None
     for place, row in enumerate(rows):
         frames = _frames(row, cache, read.blackened)
-        index = test_clips(len(frames), clip.frames, clip.stride_frames, LEAD_IN, read.clips)
+        index = test_clips(len(frames), clip.frames, clip.stride_frames, read.lead_in, read.clips)
         mine = slice(place * read.clips, (place + 1) * read.clips)
         clips_MTHWC[mine] = torch.from_numpy(frames[index])
-        views_VKTHWC[place] = torch.from_numpy(frames[_view_frames(len(frames), clip.stride_frames)])
+        views_VKTHWC[place] = torch.from_numpy(frames[_view_frames(len(frames), clip.stride_frames, read.lead_in)])
         if halves_V2THWC is not None:
-            halves_V2THWC[place] = torch.from_numpy(frames[_half_frames(len(frames), clip)])
+            halves_V2THWC[place] = torch.from_numpy(frames[_half_frames(len(frames), clip, read.lead_in)])
         if masks is not None and row.boxes is not None:
             masks[mine] = torch.from_numpy(person_mask(read_boxes(row.boxes), index, size))
     return JudgeSet(
@@ -69,7 +76,7 @@ def build_set(
         views_VKTHWC=views_VKTHWC,
         labels=labels,
         group_V=_sources(rows),
-        lead_in_frames=LEAD_IN,
+        lead_in_frames=read.lead_in,
         halves_V2THWC=halves_V2THWC,
         person_MTHW=masks,
         attributes_VA=attributes_VA,
@@ -129,19 +136,25 @@ def _frames(row: Row, cache: FrameCache, blackened: bool) -> Frames:
     return np.where(hidden_THW[..., None], np.uint8(0), frames)
 
 
-def _view_frames(frames: int, stride: int) -> NDArray[np.int64]:
-    """(VIEWS, 2): even moments from start to end, each behind the frame a stride before (at the start: the next)."""
+def _view_frames(frames: int, stride: int, lead_in: int) -> NDArray[np.int64]:
+    """(VIEWS, lead-in + 1): even moments from start to end, each behind frames a stride apart.
+
+    At the start, where there are none before, the next frame stands for the one before, and further ones are
+    reflected.
+    """
     moments = np.linspace(0, frames - 1, VIEWS).round().astype(np.int64)
-    before = np.where(moments >= stride, moments - stride, np.minimum(moments + 1, frames - 1))
-    return np.stack([before, moments], axis=1)
+    back = stride * np.arange(lead_in, 0, -1)
+    before = reflect(moments[:, None] - back, frames)
+    before[:, -1] = np.where(moments >= stride, moments - stride, np.minimum(moments + 1, frames - 1))
+    return np.concatenate([before, moments[:, None]], axis=1)
 
 
-def _half_frames(frames: int, clip: ClipConfig) -> NDArray[np.int64]:
+def _half_frames(frames: int, clip: ClipConfig, lead_in: int) -> NDArray[np.int64]:
     """(2, lead-in + T): the middle clip of each half; no frame is in both unless the video has only one."""
     middle = frames // 2
     parts: list[tuple[int, int]] = [(0, max(1, middle)), (middle, frames - middle)]
     place: Callable[[int], NDArray[np.int64]] = lambda count: test_clips(  # noqa: E731
-        count, clip.frames, clip.stride_frames, LEAD_IN, 1
+        count, clip.frames, clip.stride_frames, lead_in, 1
     )[0]
     return np.stack([start + place(count) for start, count in parts])
 

@@ -33,6 +33,7 @@ from server.locking import lock_folder
 from server.records import RoundRecord
 from spact_models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
 from spact_models.errors import UserError
+from spact_models.presets import BEFORE
 
 SETTINGS, METRICS, SUMMARY = "settings.json", "metrics.jsonl", "summary.json"
 CHECKPOINTS, TENSORBOARD, RESUME = "checkpoints", "tensorboard", "resume"
@@ -161,9 +162,9 @@ class RunFolder:
         return (self.path / SETTINGS).exists()
 
     def settings(self) -> dict[str, Any]:
-        """The flat settings that the run was begun with."""
+        """The flat settings that the run was begun with, those included that a later version has added."""
         described = _read_settings(self.path)
-        return dict(described["settings"]) if described else {}
+        return {**BEFORE, **described["settings"]} if described else {}
 
     def created(self) -> str:
         """When the run was begun: UTC, ISO 8601; empty before :meth:`begin`."""

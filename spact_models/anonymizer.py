@@ -1,8 +1,8 @@
 """f_A, the anonymizer: a clip in, an anonymised clip of the same shape out (paper, 3.1).
 
 Two kinds behind one call. `frame` is the paper's U-Net, which sees one frame at a time and must guess what moves.
-`motion` feeds the same U-Net with what changed since the previous frame, so that the look of things can be left out
-before the first layer. Everything called like an anonymizer, trained or not, is a `ClipTransform`.
+`motion` feeds the same U-Net with what changed from frame to frame, so that the look of things can be left out before
+the first layer. Everything called like an anonymizer, trained or not, is a `ClipTransform`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from spact_models.views import GREY_WEIGHTS
 Kind = Literal["frame", "motion"]
 MotionInput = Literal["onebit", "difference", "frames"]
 
-INPUT_CHANNELS = {"onebit": 1, "difference": 1, "frames": 6}
 DIFFERENCE_GAIN = 3.0  # grey differences of real footage are faint; × 3 spreads them over [0, 1]
 
 
@@ -101,6 +100,7 @@ class AnonymizerConfig:
 
     kind: Kind = "frame"  # the paper's
     motion_input: MotionInput = "onebit"  # the least look before the first layer; unread by kind "frame"
+    motion_frames: int = 1  # earlier frames that the U-Net sees, each a stride before the next; unread by kind "frame"
     threshold: float = 0.15  # of the one-bit picture: above sensor noise, below a moving limb
     output_noise: float = 0.0  # standard deviation, in training and in use; 0 = same frame, same answer
     output_levels: int = 0  # values each channel may take; 0 = continuous
@@ -133,7 +133,14 @@ class AnonymizerConfig:
             raise UserError(
                 f"anonymizer.output_cell_px = {self.output_cell_px}, must be 0 (off) or divide size_px = {self.size_px}"
             )
-        for name, least in {"base_channels": 1, "depth": 1, "patch_px": 1, "size_px": 8, "stride_frames": 1}.items():
+        for name, least in {
+            "motion_frames": 1,
+            "base_channels": 1,
+            "depth": 1,
+            "patch_px": 1,
+            "size_px": 8,
+            "stride_frames": 1,
+        }.items():
             if getattr(self, name) < least:
                 raise UserError(f"anonymizer.{name} = {getattr(self, name)}, must be at least {least}")
         check_norm(self.norm)
@@ -141,12 +148,21 @@ class AnonymizerConfig:
     @property
     def history(self) -> int:
         """Lead-in frames the anonymizer consumes: known without building it."""
-        return 1 if self.kind == "motion" else 0
+        return self.motion_frames if self.kind == "motion" else 0
 
     @property
     def input_channels(self) -> int:
         """Planes the U-Net sees."""
-        return INPUT_CHANNELS[self.motion_input] if self.kind == "motion" else 3
+        if self.kind == "frame":
+            return 3
+        return 3 * (self.motion_frames + 1) if self.motion_input == "frames" else self.motion_frames
+
+    @property
+    def copied_channels(self) -> int:
+        """Of those the last ones, which make the picture that warm-up copies; 0: none of them does."""
+        if self.kind == "frame":
+            return 3
+        return 0 if self.motion_input == "frames" else 1
 
 
 class DoubleConv(nn.Sequential):
@@ -178,6 +194,7 @@ class UNet(nn.Module):
         norm: Norm,
         patch_px: int = 1,
         input_skip: bool = False,
+        copied_channels: int = 0,
     ) -> None:
         super().__init__()
         self.patch_px, self.depth, self.input_skip = patch_px, depth, input_skip
@@ -195,8 +212,8 @@ class UNet(nn.Module):
             below = above
         self.ups = nn.ModuleList(ups)
         self.exit = nn.Conv2d(widths[0] + (planes_in if input_skip else 0), 3 * patch_px**2, 1)
-        if input_skip and channels_in in (1, 3):
-            self._start_as_copy(planes_in)
+        if input_skip and copied_channels:
+            self._start_as_copy(copied_channels * patch_px**2)
 
     def forward(self, pictures_NCHW: Tensor) -> Tensor:
         height, width = pictures_NCHW.shape[-2:]
@@ -215,11 +232,11 @@ class UNet(nn.Module):
         return torch.sigmoid(logits_NCHW[:, :, :height, :width])
 
     @torch.no_grad()
-    def _start_as_copy(self, planes_in: int) -> None:
-        """Let the last layer begin as sigmoid(4 x - 2) ≈ x of the picture, one plane serving all three colours."""
+    def _start_as_copy(self, planes: int) -> None:
+        """Let the last layer begin as sigmoid(4 x - 2) ≈ x of its last ``planes``, a grey one serving all colours."""
         planes_out = self.exit.out_channels
-        copy = torch.eye(planes_in, device=self.exit.weight.device).repeat(planes_out // planes_in, 1)
-        self.exit.weight[:, -planes_in:, 0, 0] = 4.0 * copy
+        copy = torch.eye(planes, device=self.exit.weight.device).repeat(planes_out // planes, 1)
+        self.exit.weight[:, -planes:, 0, 0] = 4.0 * copy
         assert self.exit.bias is not None
         self.exit.bias.fill_(-2.0)
 
@@ -233,7 +250,7 @@ class UNet(nn.Module):
 
 
 class Anonymizer(ClipTransform):
-    """f_A. RGB clips in [0, 1] in and out; `history` is 0 for kind "frame", 1 for kind "motion"."""
+    """f_A. RGB clips in [0, 1] in and out; `history` is 0 for kind "frame", `motion_frames` for kind "motion"."""
 
     def __init__(self, config: AnonymizerConfig) -> None:
         super().__init__()
@@ -246,6 +263,7 @@ class Anonymizer(ClipTransform):
             config.norm,
             patch_px=config.patch_px,
             input_skip=config.input_skip,
+            copied_channels=config.copied_channels,
         )
 
     def transform(self, clip_BCTHW: Tensor) -> Tensor:
@@ -266,22 +284,24 @@ class Anonymizer(ClipTransform):
         """What the U-Net sees: (B,3,T,H,W) -> (B, input_channels, T-history, H, W) in [0, 1]."""
         if self.config.kind == "frame":
             return clip_BCTHW
+        if self.config.motion_input == "frames":
+            return _side_by_side(clip_BCTHW, self.history + 1)
         if self.config.motion_input == "onebit":
-            return onebit_difference(clip_BCTHW, self.config.threshold)
-        if self.config.motion_input == "difference":
-            return grey_difference(clip_BCTHW)
-        return torch.cat([clip_BCTHW[:, :, :-1], clip_BCTHW[:, :, 1:]], dim=1)
+            return _side_by_side(onebit_difference(clip_BCTHW, self.config.threshold), self.history)
+        return _side_by_side(grey_difference(clip_BCTHW), self.history)
 
     def target(self, clip_BCTHW: Tensor) -> Tensor:
         """What warm-up teaches f_A to copy, as RGB: (B,3,T,H,W) -> (B,3,T-history,H,W).
 
-        A frame anonymizer starts as the identity (paper, 4); a motion anonymizer as the motion picture it is fed,
-        and as the grey difference where it is fed two whole frames.
+        A frame anonymizer starts as the identity (paper, 4); a motion anonymizer as the newest motion picture that it
+        is fed, and as the newest grey difference where it is fed whole frames.
         """
         if self.config.kind == "frame":
             return clip_BCTHW
-        picture = grey_difference(clip_BCTHW) if self.config.motion_input == "frames" else self.picture(clip_BCTHW)
-        return picture.expand(-1, 3, -1, -1, -1)
+        newest = clip_BCTHW[:, :, self.history - 1 :]
+        if self.config.motion_input == "onebit":
+            return onebit_difference(newest, self.config.threshold).expand(-1, 3, -1, -1, -1)
+        return grey_difference(newest).expand(-1, 3, -1, -1, -1)
 
     def at_any_size(self, clip_BCTHW: Tensor) -> Tensor:
         """Bring to the working size, anonymise, bring back: what was judged is what is seen, at any size.
@@ -330,6 +350,12 @@ class Anonymizer(ClipTransform):
             filled = clip_BCTHW.repeat_interleave(cell, dim=3).repeat_interleave(cell, dim=4)
             clip_BCTHW = filled[..., :height, :width].expand(-1, 3, -1, -1, -1)
         return clip_BCTHW
+
+
+def _side_by_side(pictures_BCTHW: Tensor, count: int) -> Tensor:
+    """(B,C,T,H,W) -> (B,count*C,T-count+1,H,W): each picture behind the ``count - 1`` before it, the newest last."""
+    length = pictures_BCTHW.shape[2] - count + 1
+    return torch.cat([pictures_BCTHW[:, :, place : place + length] for place in range(count)], dim=1)
 
 
 def _resized(frames_NCHW: Tensor, height: int, width: int) -> Tensor:

@@ -17,16 +17,15 @@ from spact_models.anonymizer import Anonymizer, AnonymizerConfig
 from spact_models.checkpoint import Checkpoint, load_checkpoint
 from spact_models.errors import UserError
 from spact_models.exchange import ACTION, ANONYMIZER, branch
+from spact_models.presets import BEFORE
 from spact_models.pretrained import load_pretrained
 from spact_models.privacy import build_privacy
 from spact_models.run_config import load_settings
 from spact_models.seeds import seeded
-from spact_models.settings import Scalar, Settings
+from spact_models.settings import Settings
 
 log = logging.getLogger("fedspact.networks")
 _reported: set[tuple[str, str]] = set()
-# What a checkpoint means that was written before these settings existed, whatever its preset says of them today.
-BEFORE: dict[str, Scalar] = {"game.beta": 0.0, "views.frames": 1, "networks.output_cell_px": 0}
 BUFFERS = "buffers."  # checkpoints of centralised runs also hold BatchNorm's statistics, under this prefix
 
 
@@ -44,6 +43,7 @@ def anonymizer_config(settings: Settings) -> AnonymizerConfig:
     return AnonymizerConfig(
         kind=named.anonymizer,
         motion_input=named.motion_input,
+        motion_frames=named.motion_frames,
         base_channels=named.anonymizer_channels,
         depth=named.anonymizer_depth,
         patch_px=named.anonymizer_patch_px,

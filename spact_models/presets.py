@@ -15,6 +15,7 @@ PRESETS: dict[str, dict[str, bool | int | float | str]] = {
         "batch.views": 24,
         "views.frames": 1,
         "networks.anonymizer": "motion",
+        "networks.motion_frames": 1,
         "networks.anonymizer_channels": 12,
         "networks.anonymizer_depth": 3,
         "networks.anonymizer_patch_px": 2,
@@ -48,6 +49,7 @@ PRESETS: dict[str, dict[str, bool | int | float | str]] = {
         "batch.views": 32,
         "views.frames": 1,
         "networks.anonymizer": "motion",
+        "networks.motion_frames": 1,
         "networks.anonymizer_channels": 32,
         "networks.anonymizer_depth": 3,
         "networks.anonymizer_patch_px": 2,
@@ -81,6 +83,7 @@ PRESETS: dict[str, dict[str, bool | int | float | str]] = {
         "batch.views": 64,
         "views.frames": 1,
         "networks.anonymizer": "frame",
+        "networks.motion_frames": 1,
         "networks.anonymizer_channels": 64,
         "networks.anonymizer_depth": 4,
         "networks.anonymizer_patch_px": 1,
@@ -106,4 +109,13 @@ PRESETS: dict[str, dict[str, bool | int | float | str]] = {
         "judge.train_clips": 10,
         "judge.test_clips": 5,
     },
+}
+# What a checkpoint or a run means that was begun before these settings existed, whatever its preset says today.
+BEFORE: dict[str, bool | int | float | str] = {
+    "game.beta": 0.0,
+    "game.beta_rise": 0.0,
+    "game.lr_fall": 0.0,
+    "views.frames": 1,
+    "networks.motion_frames": 1,
+    "networks.output_cell_px": 0,
 }

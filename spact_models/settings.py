@@ -89,6 +89,7 @@ class NetworksConfig:
 
     anonymizer: str = PRESET  # frame (the paper's) | motion (also sees the frame before)
     motion_input: str = "onebit"  # onebit | difference | frames; one bit leaks least of the three (docs/method.md)
+    motion_frames: int = PRESET  # earlier frames that a motion anonymizer sees; more say sooner what is being done
     anonymizer_channels: int = PRESET  # 64 in the paper
     anonymizer_depth: int = PRESET  # 4 downs in the paper
     anonymizer_patch_px: int = PRESET  # 1 in the paper; 2: the U-Net works at half the size, a quarter of the work
@@ -111,7 +112,7 @@ class NetworksConfig:
         _one_of("action", self.action, ("r3d18", "r2plus1d18", "mc318", "tiny"))
         _one_of("privacy", self.privacy, ("resnet50", "resnet18", "tiny"))
         _one_of("norm", self.norm, ("group", "batch"))
-        _at_least(self, 1, "anonymizer_channels", "anonymizer_depth", "anonymizer_patch_px")
+        _at_least(self, 1, "motion_frames", "anonymizer_channels", "anonymizer_depth", "anonymizer_patch_px")
         require(0 < self.motion_threshold < 1, "motion_threshold", self.motion_threshold, "must be between 0 and 1")
         _at_least(self, 0, "output_noise", "output_levels", "output_cell_px")
 

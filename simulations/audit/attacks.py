@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from client.held import Read, build_set
+from client.held import Read, build_set, lead_in_of
 from client.training import on_step as training_step
 from client.video.cache import FrameCache
 from client.video.rows import Row
@@ -216,7 +216,7 @@ def count_canaries(case: Case, on_step: Callable[[], object]) -> Iterator[Findin
 
 def _held(case: Case, rows: Sequence[Row], clips: int) -> JudgeSet:
     labels = torch.tensor([case.classes.index(row.action) if row.action in case.classes else -1 for row in rows])
-    return build_set(rows, case.cache, case.settings.clip, Read(clips), {"action": labels})
+    return build_set(rows, case.cache, case.settings.clip, Read(clips, lead_in_of(case.settings)), {"action": labels})
 
 
 def _pictures(case: Case, held: JudgeSet) -> torch.Tensor:

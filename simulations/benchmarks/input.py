@@ -18,6 +18,7 @@ from client.video.rows import Row as VideoRow
 from simulations.benchmarks.measured import Row, in_turns
 from simulations.benchmarks.step import Scene, pair
 from simulations.benchmarks.videos import write_videos
+from spact_models.networks import anonymizer_config
 from spact_models.run_config import load_settings
 from spact_models.settings import Settings
 
@@ -103,5 +104,5 @@ def _rows(folder: Path, count: int) -> list[VideoRow]:
 def _loader(rows: list[VideoRow], settings: Settings, folder: Path) -> ClipLoader:
     cache = FrameCache(folder, settings.clip.size_px)
     cache.prepare([row.path for row in rows], workers=1, progress=False)
-    history = 1 if settings.networks.anonymizer == "motion" else 0
+    history = anonymizer_config(settings).history
     return ClipLoader(rows, ["action-0", "action-1"], cache, settings.clip, settings.batch, history)

@@ -17,7 +17,7 @@ from simulations.benchmarks.twin import PlainGame
 from spact_models.errors import RunStopped
 from spact_models.exchange import snapshot
 from spact_models.minimax import Players, anonymizer_move, critics_move
-from spact_models.networks import build_networks, build_privacy_network
+from spact_models.networks import anonymizer_config, build_networks, build_privacy_network
 from spact_models.run_config import load_settings
 from spact_models.seeds import pick_device
 from spact_models.settings import Settings
@@ -51,7 +51,7 @@ class Scene:
         })  # fmt: skip
         clips, views = (8, 8) if quick else (1, 2) if small else (24, 64)
         generator = torch.Generator().manual_seed(seed)
-        history = 1 if settings.networks.anonymizer == "motion" else 0
+        history = anonymizer_config(settings).history
         side = settings.clip.size_px
 
         def frames(count: int, length: int) -> torch.Tensor:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 from client.video.cache import FrameCache
 from client.video.rows import Row, class_names
 from simulations.protocols.evaluation import ACTION
-from simulations.protocols.sets import Read, attackable, attribute_labels, attributes_of, build_set, labels_of
+from simulations.protocols.sets import (
+    Read,
+    attackable,
+    attribute_labels,
+    attributes_of,
+    build_set,
+    labels_of,
+    lead_in_of,
+)
 from spact_models.attackers import networks_of, watches_motion
 from spact_models.judge import JudgeSet
 from spact_models.settings import Settings
@@ -124,7 +132,7 @@ def _read(
 
     def read(rows: Sequence[Row], clips: int) -> JudgeSet:
         labels = {task: labels_of(rows, task, names) for task, names in asked.items()}
-        wanted = Read(clips, halves=halves, masks=bench.crops, blackened=blackened)
+        wanted = Read(clips, lead_in_of(settings), halves=halves, masks=bench.crops, blackened=blackened)
         return build_set(rows, cache, settings.clip, wanted, labels)
 
     train, test = sides
@@ -143,7 +151,7 @@ def _ask_attributes(suite: Suite, settings: Settings, bench: Bench, rows: Sequen
         pair = bench.videos
     else:
         pair = tuple(
-            build_set(part, cache, settings.clip, Read(clips), {})
+            build_set(part, cache, settings.clip, Read(clips, lead_in_of(settings)), {})
             for part, clips in ((train, settings.judge.train_clips), (test, settings.judge.test_clips))
         )  # type: ignore[assignment]
     bench.attributed = tuple(

@@ -27,9 +27,9 @@ SMALL = {"networks.anonymizer": "motion", "networks.anonymizer_channels": 4, "ne
          "clip.size_px": 16, "clip.frames": 4, "clip.stride_frames": 2}  # fmt: skip
 
 
-def core(stride=2, noise=0.0, kind="motion", **more):
+def core(stride=2, noise=0.0, kind="motion", back=1, **more):
     torch.manual_seed(0)
-    sizes = {"base_channels": 4, "depth": 1, "size_px": 16}
+    sizes = {"base_channels": 4, "depth": 1, "size_px": 16, "motion_frames": back}
     config = AnonymizerConfig(kind, "difference", stride_frames=stride, output_noise=noise, **sizes)
     return StreamAnonymizer(Anonymizer(config), **more)
 
@@ -47,14 +47,15 @@ def model(tmp_path_factory, write_model):
     return write_model(tmp_path_factory.mktemp("model") / "anonymizer.safetensors")
 
 
-def test_each_frame_is_the_model_on_it_and_the_frame_one_stride_before():
-    streams, frames = core(stride=3), noise_frames(9)
+@pytest.mark.parametrize(("stride", "back"), [(3, 1), (2, 3)])
+def test_each_frame_is_the_model_on_it_and_the_frames_a_stride_apart_before(stride, back):
+    streams, frames, first = core(stride=stride, back=back), noise_frames(9), stride * back
     state = streams.open()
     done = streams.step([(state, frame) for frame in frames])
-    assert [one.black for one in done] == ["start"] * 3 + [None] * 6
-    assert not any(one.frame_HWC.any() for one in done[:3])
-    for t in range(3, 9):
-        clip = torch.from_numpy(frames[[t - 3, t]]).permute(3, 0, 1, 2)[None].float() / 255
+    assert [one.black for one in done] == ["start"] * first + [None] * (9 - first)
+    assert not any(one.frame_HWC.any() for one in done[:first])
+    for t in range(first, 9):
+        clip = torch.from_numpy(frames[t - first : t + 1 : stride]).permute(3, 0, 1, 2)[None].float() / 255
         with torch.no_grad():
             slow = streams.anonymizer.transform(clip)[0, :, 0].permute(1, 2, 0) * 255
         assert np.abs(done[t].frame_HWC.astype(float) - slow.numpy()).max() <= 0.51

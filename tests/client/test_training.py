@@ -85,6 +85,16 @@ def steps(optimizer_state):
     return {int(entry["step"]) for entry in optimizer_state["state"].values()}
 
 
+def test_a_round_plays_at_its_own_price_and_with_its_own_steps(site):
+    noisy = {"rounds.warmup": 1, "rounds.minimax": 8, "networks.output_noise": 0.3}
+    rising = site(**noisy, **{"game.beta": 0.8, "game.beta_rise": 1.0}).look(2)
+    assert equal(rising.weights, site(**noisy, **{"game.beta": 0.1}).look(2).weights)
+    assert not equal(rising.weights, site(**noisy, **{"game.beta": 0.8}).look(2).weights)
+    even, fallen = (site(**noisy, **{"game.lr_fall": share}) for share in (0.0, 1.0))
+    moved = [distance(one.look(9).weights, one.weights) for one in (even, fallen)]
+    assert 0 < moved[1] < 0.3 * moved[0]
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_round_follows_from_seed_round_and_site_alone(site, number):
     plain = site().look(number)

@@ -11,7 +11,17 @@ from PIL import Image
 from client.video.boxes import Box, write_boxes
 from client.video.cache import FrameCache
 from client.video.rows import Row, read_rows
-from simulations.protocols.sets import Read, attackable, attribute_labels, attributes_of, build_set, labels_of, value_of
+from client.video.sampling import test_clips as uniform_clips
+from simulations.protocols.sets import (
+    Read,
+    attackable,
+    attribute_labels,
+    attributes_of,
+    build_set,
+    labels_of,
+    lead_in_of,
+    value_of,
+)
 from spact_models.run_config import load_settings
 
 
@@ -44,7 +54,26 @@ def test_uniform_clips_and_views_in_order(squares, cache, clip):
     times = [0, 1, 3, 4, 5, 6, 8, 9]
     before = [1, 2, 1, 2, 3, 4, 6, 7]  # the start has none before: the neighbour after it
     assert torch.equal(made.views_VKTHWC[2, :, 1], video[times])
-    assert torch.equal(made.views_VKTHWC[2, :, 0], video[before])
+    assert torch.equal(made.views_VKTHWC[2, :, 0], video[torch.tensor(before)])
+
+
+def test_a_longer_history_gets_its_frames_in_front(squares, cache, clip):
+    rows = train_rows(squares)[:2]
+    made = build_set(rows, cache, clip, Read(1, lead_in=3, halves=True), {})
+    video = torch.from_numpy(cache.frames(rows[1].path).copy())
+    assert made.lead_in_frames == 3
+    assert torch.equal(made.clips_MTHWC[1], video[uniform_clips(10, clip.frames, clip.stride_frames, 3, 1)[0]])
+    assert made.halves_V2THWC.shape == (2, 2, 7, 16, 16, 3)
+    assert clip.stride_frames == 2
+    before = [[6, 4, 1, 0], [5, 3, 2, 1], [3, 1, 1, 3], [2, 0, 2, 4], [1, 1, 3, 5], [0, 2, 4, 6], [2, 4, 6, 8],
+              [3, 5, 7, 9]]  # fmt: skip
+    assert torch.equal(made.views_VKTHWC[1], video[torch.tensor(before)])
+
+
+def test_the_lead_in_is_what_the_settings_anonymizer_consumes():
+    for kind, back, expected in (("frame", 4, 1), ("motion", 1, 1), ("motion", 4, 4)):
+        settings = load_settings({"networks.anonymizer": kind, "networks.motion_frames": back})
+        assert lead_in_of(settings) == expected
 
 
 def test_the_two_halves_share_no_frame(squares, cache, clip):

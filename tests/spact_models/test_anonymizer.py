@@ -82,17 +82,18 @@ def test_padding_leaves_a_size_that_fits_as_it_was_and_shows_nothing_of_itself()
     assert torch.equal(unet(picture), unet(padded_by_hand)[:, :, :30])
 
 
+@pytest.mark.parametrize("back", [1, 3])
 @pytest.mark.parametrize("motion_input", MOTION_INPUTS)
-def test_motion_starts_black_and_never_raw(motion_input: str) -> None:
-    network = anonymizer(kind="motion", motion_input=motion_input)
+def test_motion_starts_black_and_never_raw(motion_input: str, back: int) -> None:
+    network = anonymizer(kind="motion", motion_input=motion_input, motion_frames=back)
     raw = clip()
     out = network(raw)
     assert out.shape == raw.shape
-    assert not out[:, :, 0].any()
-    assert out[:, :, 1:].min() > 0
-    assert torch.equal(out[:, :, 1:], network.transform(raw))
-    lone = network(raw[:, :, :1])
-    assert lone.shape == (2, 3, 1, 16, 16)
+    assert not out[:, :, :back].any()
+    assert out[:, :, back:].min() > 0
+    assert torch.equal(out[:, :, back:], network.transform(raw))
+    lone = network(raw[:, :, :back])
+    assert lone.shape == (2, 3, back, 16, 16)
     assert not lone.any()
 
 
@@ -108,13 +109,15 @@ def test_frame_kind_answers_for_every_frame_and_for_it_alone() -> None:
     assert not torch.equal(before[:, :, 1], after[:, :, 1])
 
 
+@pytest.mark.parametrize("back", [1, 3])
 @pytest.mark.parametrize("motion_input", MOTION_INPUTS)
-def test_a_long_clip_equals_a_stream_with_one_frame_of_memory(motion_input: str) -> None:
-    network = anonymizer(kind="motion", motion_input=motion_input)
+def test_a_long_clip_equals_a_stream_that_remembers_its_history(motion_input: str, back: int) -> None:
+    network = anonymizer(kind="motion", motion_input=motion_input, motion_frames=back)
+    assert network.history == back
     raw = clip(frames=6)
     whole = network(raw)
-    for t in range(1, 6):
-        torch.testing.assert_close(whole[:, :, t], network.transform(raw[:, :, t - 1 : t + 1])[:, :, 0])
+    for t in range(back, 6):
+        torch.testing.assert_close(whole[:, :, t], network.transform(raw[:, :, t - back : t + 1])[:, :, 0])
 
 
 @pytest.mark.parametrize("motion_input", ["onebit", "difference"])
@@ -150,6 +153,18 @@ def test_targets_are_what_warm_up_copies() -> None:
         network = anonymizer(kind="motion", motion_input=motion_input)
         torch.testing.assert_close(network.target(raw)[:, 1], expected)
         assert network.target(raw).shape == network.transform(raw).shape
+
+
+@pytest.mark.parametrize("motion_input", ["onebit", "difference"])
+def test_earlier_differences_stand_before_the_newest(motion_input: str) -> None:
+    raw = clip(frames=6)
+    one, three = (anonymizer(kind="motion", motion_input=motion_input, motion_frames=back) for back in (1, 3))
+    each, seen = one.picture(raw), three.picture(raw)
+    assert seen.shape == (2, 3, 3, 16, 16)
+    for moment in range(3):
+        for place in range(3):
+            assert torch.equal(seen[:, place, moment], each[:, 0, moment + place])
+    assert torch.equal(three.target(raw), one.target(raw)[:, :, 2:])
 
 
 def test_frames_input_stacks_previous_then_present() -> None:
@@ -265,11 +280,17 @@ def test_learns_its_target(settings: dict[str, object], patch_px: int) -> None:
 
 @pytest.mark.parametrize("patch_px", [1, 2])
 @pytest.mark.parametrize(
-    "settings", [{"kind": "frame"}, {"kind": "motion"}, {"kind": "motion", "motion_input": "frames"}]
+    "settings",
+    [
+        {"kind": "frame"},
+        {"kind": "motion"},
+        {"kind": "motion", "motion_frames": 3},
+        {"kind": "motion", "motion_input": "frames"},
+    ],
 )
 def test_input_skip_starts_near_the_target_plane_by_plane(settings: dict[str, object], patch_px: int) -> None:
     network = anonymizer(**settings, patch_px=patch_px, input_skip=True)
-    raw = torch.rand(2, 3, 3, 18, 16, generator=torch.Generator().manual_seed(2))
+    raw = torch.rand(2, 3, 5, 18, 16, generator=torch.Generator().manual_seed(2))
     target, out = network.target(raw), network.transform(raw)
     assert out.shape == target.shape
     if settings.get("motion_input") == "frames":

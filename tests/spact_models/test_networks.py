@@ -16,6 +16,7 @@ from spact_models.networks import (
     load_anonymizer,
     networks_from_checkpoint,
 )
+from spact_models.presets import BEFORE
 from spact_models.run_config import load_settings
 
 CLASSES = ["fall", "jump", "walk"]
@@ -53,6 +54,7 @@ VARIANTS = [
     {"networks.anonymizer": "frame", "networks.anonymizer_input_skip": False},
     {"networks.motion_input": "frames", "networks.anonymizer_patch_px": 1},
     {"networks.motion_threshold": 0.4, "networks.output_levels": 4},
+    {"networks.motion_frames": 3},
     {"networks.norm": "batch"},
 ]
 
@@ -82,6 +84,7 @@ def test_every_setting_of_f_a_reaches_it(settings_of):
     chosen = {
         "anonymizer": ("kind", "motion"),
         "motion_input": ("motion_input", "difference"),
+        "motion_frames": ("motion_frames", 3),
         "anonymizer_channels": ("base_channels", 6),
         "anonymizer_depth": ("depth", 2),
         "anonymizer_patch_px": ("patch_px", 4),
@@ -100,16 +103,16 @@ def test_every_setting_of_f_a_reaches_it(settings_of):
 
 def test_a_checkpoint_from_before_the_newest_settings_means_what_it_meant(settings_of, tmp_path):
     """Its header lacks their keys: no price, no cells, views of one frame, whatever the preset says today."""
-    settings = settings_of(**{"networks.output_noise": 0.0, "game.beta": 0.0})
+    settings = settings_of(**{"networks.output_noise": 0.0, "game.beta": 0.0, **BEFORE})
     networks = trained(settings)
     path = save(tmp_path / "round.safetensors", networks, settings)
     checkpoint = load_checkpoint(path)
-    newest = ("game.beta", "views.frames", "networks.output_cell_px")
-    told = {key: value for key, value in checkpoint.header["settings"].items() if key not in newest}
+    told = {key: value for key, value in checkpoint.header["settings"].items() if key not in BEFORE}
     save_checkpoint(path, checkpoint.tensors, {**checkpoint.header, "settings": told})
     anonymizer, read, _ = load_anonymizer(path)
     assert networks_from_checkpoint(load_checkpoint(path))[1] == read
     assert (read.game.beta, read.views.frames, read.networks.output_cell_px) == (0.0, 1, 0)
+    assert (read.game.beta_rise, read.game.lr_fall, read.networks.motion_frames) == (0.0, 0.0, 1)
     with torch.inference_mode():
         assert torch.equal(anonymizer(clip()), networks.anonymizer.eval()(clip()))
 

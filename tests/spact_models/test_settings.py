@@ -1,10 +1,11 @@
+import math
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from spact_models.errors import UserError
-from spact_models.presets import PRESETS
+from spact_models.presets import BEFORE, PRESETS
 from spact_models.run_config import default_config, load_settings, parse_assignment, read_config_file
 
 PROJECT = Path(__file__).parents[2]
@@ -38,6 +39,10 @@ def test_every_preset_decides_all_that_is_left_to_it(preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_decide_exactly_the_keys_that_are_left_to_them(preset):
     assert set(PRESETS[preset]) == {key for key, value in default_config().items() if value == "preset"}
+
+
+def test_what_came_later_is_a_key_of_today():
+    assert BEFORE.keys() <= load_settings({}).flat().keys()
 
 
 def test_unknown_key_names_the_nearest():
@@ -114,6 +119,29 @@ def test_phase_follows_the_schedule():
     settings = load_settings({"rounds.warmup": 2, "rounds.minimax": 3})
     assert [settings.phase(number) for number in range(1, 6)] == ["warmup"] * 2 + ["minimax"] * 3
     assert settings.total_rounds == 5
+
+
+def test_the_price_rises_and_the_steps_fall_in_their_shares_of_the_game():
+    told = {"rounds.warmup": 2, "rounds.minimax": 10, "game.beta": 2.0, "game.beta_rise": 0.4, "game.lr_fall": 0.3,
+            "game.lr_anonymizer": 1.0, "game.lr_action": 2.0, "game.lr_privacy": 3.0}  # fmt: skip
+    settings = load_settings(told)
+    played = [settings.in_round(number) for number in range(1, 13)]
+    assert played[:2] == [settings] * 2  # warm-up has its own steps
+    games = [one.game for one in played[2:]]
+    assert [game.beta for game in games] == pytest.approx([0.5, 1.0, 1.5] + [2.0] * 7)
+    pace = [1.0] * 7 + [(1 + math.cos(math.pi * share)) / 2 for share in (0.25, 0.5, 0.75)]
+    for name, rate in (("lr_anonymizer", 1.0), ("lr_action", 2.0), ("lr_privacy", 3.0)):
+        assert [getattr(game, name) for game in games] == pytest.approx([rate * one for one in pace])
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 7])
+def test_off_nothing_changes_and_whatever_the_share_no_step_is_nought(rounds):
+    plain = load_settings({"rounds.warmup": 0, "rounds.minimax": rounds, "game.beta_rise": 0.0, "game.lr_fall": 0.0})
+    assert all(plain.in_round(number) == plain for number in range(1, rounds + 1))
+    whole = load_settings({**plain.flat(), "game.beta_rise": 1.0, "game.lr_fall": 1.0})
+    games = [whole.in_round(number).game for number in range(1, rounds + 1)]
+    assert games[-1].beta == plain.game.beta
+    assert all(game.lr_action > 0 and game.beta > 0 for game in games)
 
 
 def test_the_wire_is_float16_and_whole_unless_told_otherwise():
