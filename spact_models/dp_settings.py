@@ -112,6 +112,11 @@ def check_dp(settings: Settings) -> None:
         "clip norm. Use wire.dtype = 'float16'.",
     )
     _refuse(
+        dp.unit == "videos" and settings.game.joint_step,
+        f"game.joint_step = true, cannot go with {on}: each network's step is accounted with a sample of its own. "
+        "Use game.joint_step = false.",
+    )
+    _refuse(
         dp.unit == "videos" and dp.group_videos < 2,
         f"dp.group_videos = {dp.group_videos}, must be at least 2 with {on}: L_B compares videos inside a group. "
         "Use dp.group_videos = 4.",

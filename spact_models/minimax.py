@@ -8,12 +8,12 @@ Where we differ from the reference: the privacy reward stops at chance (``cap_re
 learns to confuse *this* f_B and not to hide; several critics' moves answer each of the anonymizer's
 (``critic_steps``), because a slow f_B is beaten without anything being hidden; clips without a label are taught by
 the warm-up teacher; the noisy output may have a price (``beta``), because what no f_B has found yet is hidden
-only where nothing is drawn.
+only where nothing is drawn; f_A and f_T may take one step together (``joint_step``), because both want L_T low.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,13 +50,24 @@ class Player:
 
     def descend_sum(self, losses: Iterable[Tensor]) -> None:
         """:meth:`descend` for a sum; each term is differentiated before the next is made, so one graph is in memory."""
-        self.optimizer.zero_grad(set_to_none=True)
-        for loss in losses:
-            loss.backward()  # type: ignore[no-untyped-call]
+        descend_together([self], losses)
+
+    def step(self) -> None:
+        """One optimizer step along the gradients that are there, and FedProx's pull."""
         for name, parameter in self.network.named_parameters():
             if name in self.anchor and parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - self.anchor[name], alpha=self.proximal_mu)
         self.optimizer.step()
+
+
+def descend_together(players: Sequence[Player], losses: Iterable[Tensor]) -> None:
+    """One step of each player down one sum of losses, term by term, so that one graph is in memory at a time."""
+    for player in players:
+        player.optimizer.zero_grad(set_to_none=True)
+    for loss in losses:
+        loss.backward()  # type: ignore[no-untyped-call]
+    for player in players:
+        player.step()
 
 
 @dataclass
@@ -109,10 +120,25 @@ def critics_move(players: Players, batch: Batch, config: GameConfig) -> Losses:
     return Losses(loss_T.detach(), loss_B.detach())
 
 
+def adversary_move(players: Players, batch: Batch, config: GameConfig) -> Tensor:
+    """f_A and f_T hold still; f_B descends L_B, which is returned (detached). What is left where f_T moves with f_A."""
+    players.anonymizer.hold()
+    players.privacy.learn()
+    with torch.no_grad(), players.autocast(batch.clips_BCTHW.device):
+        first_NCTHW, second_NCTHW = anonymized_views(players.f_A, batch)
+    loss_B = loss_privacy(players, first_NCTHW, second_NCTHW, config)
+    players.privacy.descend(loss_B)
+    return loss_B.detach()
+
+
 def anonymizer_move(players: Players, batch: Batch, config: GameConfig) -> Losses:
-    """f_T and f_B hold still; f_A descends L_T - omega * L_B + beta * rate, the reward capped at chance."""
+    """f_T and f_B hold still; f_A descends L_T - omega * L_B + beta * rate, the reward capped at chance.
+
+    With ``joint_step`` f_T descends L_T in the same step.
+    """
+    joint = config.joint_step and has_lesson(players, batch)
     players.anonymizer.learn()
-    players.action.hold()
+    (players.action.learn if joint else players.action.hold)()
     players.privacy.hold()
     device, seen = batch.clips_BCTHW.device, {}
 
@@ -131,23 +157,27 @@ def anonymizer_move(players: Players, batch: Batch, config: GameConfig) -> Losse
         reward = loss_B.clamp(max=chance_level(first_NCTHW.shape[0])) if config.cap_reward else loss_B
         yield -config.omega * reward
 
-    players.anonymizer.descend_sum(terms())
+    descend_together([players.anonymizer, players.action] if joint else [players.anonymizer], terms())
     return Losses(**seen)
 
 
 def play(players: Players, batches: Iterator[Batch], config: GameConfig, cycles: int) -> list[Losses]:
     """One local round: the critics meet the new f_A, then whole cycles, each move on its own batch.
 
-    A cycle is one anonymizer's move and ``critic_steps`` critics' moves; never a part of one, so that every site
-    ends a round in the same phase of the game.
+    A cycle is one anonymizer's move and ``critic_steps`` critics' moves (with ``joint_step`` f_B's alone); never a part
+    of one, so that every site ends a round in the same phase of the game.
 
     Returns:
         The losses of every critics' move, in order: what the critics could see of what f_A put out.
     """
     seen = [critics_move(players, next(batches), config) for _ in range(config.catch_up_steps)]
     for _ in range(cycles):
-        anonymizer_move(players, next(batches), config)
-        seen.extend(critics_move(players, next(batches), config) for _ in range(config.critic_steps))
+        ours = anonymizer_move(players, next(batches), config)
+        for _ in range(config.critic_steps):
+            if config.joint_step:
+                seen.append(Losses(ours.action, adversary_move(players, next(batches), config)))
+            else:
+                seen.append(critics_move(players, next(batches), config))
     return seen
 
 

@@ -146,7 +146,8 @@ def steps_of_run(settings: Settings, sites: int) -> Steps:
     warmup = sites * rounds.warmup * settings.warmup.steps
     moves = sites * rounds.minimax * rounds.cycles
     critics = sites * rounds.minimax * (settings.game.catch_up_steps + rounds.cycles * settings.game.critic_steps)
-    return Steps(anonymizer=warmup + moves, action=warmup + critics, privacy=warmup + critics)
+    action = sites * rounds.minimax * settings.game.catch_up_steps + moves if settings.game.joint_step else critics
+    return Steps(anonymizer=warmup + moves, action=warmup + action, privacy=warmup + critics)
 
 
 def parse_names(flag: str, text: str, known: tuple[str, ...] | None = None) -> tuple[str, ...]:

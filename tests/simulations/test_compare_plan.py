@@ -41,20 +41,22 @@ def test_pooled_rows_take_the_steps_of_all_sites_together_in_as_many_rounds(site
     assert alone.batch == settings.batch
 
 
-def test_the_steps_are_those_of_the_schedule_counted_one_by_one(fast):
-    settings = load_settings({**fast, "rounds.warmup": 2, "rounds.minimax": 3, "rounds.cycles": 4})
-    anonymizer = action = 0
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_steps_are_those_of_the_schedule_counted_one_by_one(fast, joint):
+    chosen = {"rounds.warmup": 2, "rounds.minimax": 3, "rounds.cycles": 4, "game.joint_step": joint}
+    settings = load_settings({**fast, **chosen})
+    anonymizer = action = privacy = 0
     for _site in range(5):
         for number in range(1, settings.total_rounds + 1):
             if settings.phase(number) == "warmup":
-                anonymizer, action = anonymizer + 2, action + 2
+                anonymizer, action, privacy = anonymizer + 2, action + 2, privacy + 2
                 continue
-            action += 1  # catching up
+            action, privacy = action + 1, privacy + 1  # catching up
             for _cycle in range(4):
-                anonymizer, action = anonymizer + 1, action + 2
+                anonymizer, action, privacy = anonymizer + 1, action + (1 if joint else 2), privacy + 2
     found = steps_of_run(settings, 5)
-    assert (found.anonymizer, found.action, found.privacy) == (anonymizer, action, action)
-    assert found.total == anonymizer + 2 * action
+    assert (found.anonymizer, found.action, found.privacy) == (anonymizer, action, privacy)
+    assert found.total == anonymizer + action + privacy
 
 
 def test_every_arm_has_its_cells_and_shares_what_it_can(fast):

@@ -44,6 +44,7 @@ def test_bad_values_name_the_rule_and_one_that_works(key, value, words):
         ("videos", {"rounds.evaluate_every": 1}, "rounds.evaluate_every = 0"),
         ("site", {"wire.dtype": "int8"}, "wire.dtype = 'float16'"),
         ("videos", {"dp.group_videos": 1}, "dp.group_videos = 4"),
+        ("videos", {"game.joint_step": True}, "Use game.joint_step = false"),
         ("site", {"dp.delta": 0.01, "rounds.min_sites": 100}, "Use dp.delta = 0.001"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from spact_models.action import build_action
 from spact_models.anonymizer import Anonymizer, AnonymizerConfig
 from spact_models.losses import chance_level, nt_xent
-from spact_models.minimax import Player, Players, anonymizer_move, critics_move, play
+from spact_models.minimax import Player, Players, adversary_move, anonymizer_move, critics_move, play
 from spact_models.privacy import build_privacy
 from spact_models.settings import GameConfig
 from spact_models.views import Batch
@@ -19,6 +19,8 @@ from spact_models.warmup import warmup_step
 def game_config(**changes):
     chosen = {
         "beta": 0.0,
+        "beta_rise": 0.0,
+        "lr_fall": 0.0,
         "critic_steps": 2,
         "catch_up_steps": 1,
         "lr_anonymizer": 1e-3,
@@ -65,6 +67,52 @@ def test_only_the_mover_moves(kind):
         before = [weights(seat) for seat in seats]
         move(players, batch, game_config())
         assert tuple(moved(seat, old) for seat, old in zip(seats, before, strict=True)) == movers
+
+
+def test_with_a_joint_step_the_action_network_moves_with_the_anonymizer_and_the_adversary_alone():
+    players, config = make_players("motion"), game_config(joint_step=True)
+    seats = (players.anonymizer, players.action, players.privacy)
+    for move, movers in ((anonymizer_move, (True, True, False)), (adversary_move, (False, False, True))):
+        before = [weights(seat) for seat in seats]
+        move(players, make_batch(players), config)
+        assert tuple(moved(seat, old) for seat, old in zip(seats, before, strict=True)) == movers
+
+
+def test_the_adversarys_move_is_its_share_of_the_critics():
+    both, alone = make_players(), make_players()
+    batch, config = make_batch(both), game_config()
+    losses = critics_move(both, batch, config)
+    torch.testing.assert_close(adversary_move(alone, batch, config), losses.privacy)
+    for ours, theirs in zip(alone.privacy.network.parameters(), both.privacy.network.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_joint_step_gives_each_its_own_gradient():
+    """f_A's is that of its move; f_T's is that of L_T alone, without price and reward."""
+    joint, apart = make_players("motion", noise=0.3), make_players("motion", noise=0.3)
+    batch, chosen = make_batch(joint), {"beta": 2.0, "omega": 0.7, "cap_reward": False}
+    torch.manual_seed(5)
+    losses = anonymizer_move(joint, batch, game_config(joint_step=True, **chosen))
+    torch.manual_seed(5)
+    torch.testing.assert_close(anonymizer_move(apart, batch, game_config(**chosen)).action, losses.action)
+    for ours, theirs in zip(joint.f_A.parameters(), apart.f_A.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    twin = make_players("motion", noise=0.3)
+    torch.manual_seed(5)
+    clips = twin.f_A.transform(batch.clips_BCTHW).detach()
+    torch.nn.functional.cross_entropy(twin.action.network(clips), batch.labels_B).backward()
+    for ours, theirs in zip(joint.action.network.parameters(), twin.action.network.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_joint_step_without_a_lesson_leaves_the_action_network_alone():
+    players, config = make_players(), game_config(joint_step=True)
+    anonymizer_move(players, make_batch(players), config)  # Adam has a momentum now
+    batch = make_batch(players)
+    blind = Batch(batch.clips_BCTHW, torch.full_like(batch.labels_B, -1), batch.first_NCTHW, batch.second_NCTHW)
+    before = weights(players.action)
+    anonymizer_move(players, blind, config)
+    assert not moved(players.action, before)
 
 
 def test_no_graph_through_the_anonymizer_in_the_critics_move():
@@ -152,16 +200,18 @@ def test_the_price_of_the_output_enters_the_anonymizers_gradient_and_no_other():
     assert float(players.f_A.transform(batch.clips_BCTHW).mean()) < 0.85 * before
 
 
-def test_play_is_catch_up_then_whole_cycles(monkeypatch):
+@pytest.mark.parametrize(("joint", "cycle"), [(False, "ACCC"), (True, "ABBB")])
+def test_play_is_catch_up_then_whole_cycles(monkeypatch, joint, cycle):
     players, order = make_players(), []
     import spact_models.minimax as game
 
-    real = {"A": game.anonymizer_move, "C": game.critics_move}
+    real = {"A": game.anonymizer_move, "B": game.adversary_move, "C": game.critics_move}
     monkeypatch.setattr(game, "anonymizer_move", lambda *a: (order.append("A"), real["A"](*a))[1])
+    monkeypatch.setattr(game, "adversary_move", lambda *a: (order.append("B"), real["B"](*a))[1])
     monkeypatch.setattr(game, "critics_move", lambda *a: (order.append("C"), real["C"](*a))[1])
     batches = (make_batch(players, seed=seed) for seed in itertools.count())
-    seen = play(players, batches, game_config(critic_steps=3, catch_up_steps=2), cycles=2)
-    assert "".join(order) == "CC" + "ACCC" * 2
+    seen = play(players, batches, game_config(critic_steps=3, catch_up_steps=2, joint_step=joint), cycles=2)
+    assert "".join(order) == "CC" + cycle * 2
     assert len(seen) == 8
     assert float(next(batches).clips_BCTHW[0, 0, 0, 0, 0]) == float(
         make_batch(players, seed=10).clips_BCTHW[0, 0, 0, 0, 0]
