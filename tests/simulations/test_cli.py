@@ -189,7 +189,7 @@ def test_the_summary_holds_what_is_promised(verb, run_of, fast):
     assert summary["attack"]["retrieval_all"]["chance"] == 0.25
     assert summary["attack"]["retrieval_same_source"]["raw"] is None  # no two test videos of one camera
     listed = summary["attackers"]["identity"]["raw"]
-    assert listed.keys() == {"frame-convnet", "video-tiny"}
+    assert listed.keys() == {"frame-convnet", "video-tiny", "clip-trees"}
     assert summary["attack"]["identity"]["raw"] == round(max(listed.values()), 4)  # the strongest counts
     assert (summary["sites"], summary["rounds"], summary["seed"]) == ({"simulate": 3, "centralize": 1}[verb], 3, 3)
     assert (summary["preset"], summary["device"]) == ("tiny", "cpu")
@@ -329,7 +329,7 @@ def test_evaluate_quick_is_three_rows_and_one_seed(run_of, fast, tmp_path):
     assert list(told["representations"]) == ["raw", "downsample4x", "anonymized"]
     assert len(told["seeds"]) == 1
     attacks = told["representations"]["raw"]["attacks"]
-    assert attacks["identity"]["attackers"].keys() == {"frame-convnet", "video-tiny"}
+    assert attacks["identity"]["attackers"].keys() == {"frame-convnet", "video-tiny", "clip-trees"}
     assert attacks.keys() == {"identity"}  # who can be named is not looked for among videos as well
     assert main(["evaluate", str(out), "--quick", "--protocol", "retrieval", "--out", str(tmp_path / "r.json")]) == 0
     attacks = evaluation(tmp_path / "r.json")["representations"]["raw"]["attacks"]

@@ -124,3 +124,18 @@ def test_tables_show_the_strongest_all_attackers_and_a_dash_for_nothing():
     assert "0.600*" in listed
     assert reconstruction_table(made).splitlines()[-1].split() == ["raw", "21.500", "–"]
     assert reconstruction_table(Evaluation(**{**vars(made), "representations": {}})) == ""
+
+
+def test_a_figure_is_a_lower_bound_while_any_attacker_may_find_more():
+    def attack(**shares):
+        return Attack(
+            "top1", {one: Figure(mean, None, mean, mean, (mean,), knew) for one, (mean, knew) in shares.items()}
+        )
+
+    trees, network, done = (0.3, None), (0.2, 0.4), (0.25, 0.95)
+    assert attack(trees=trees, network=network).figure.at_least
+    assert attack(trees=trees, network=network).figure.learned == 0.4
+    assert not attack(trees=trees, network=done).figure.at_least
+    assert not attack(trees=trees).figure.at_least
+    assert not attack(trees=(0.99, None), network=network).figure.at_least  # nobody could find much more
+    assert attack(trees=trees, network=network).attackers["trees"].learned is None

@@ -221,6 +221,22 @@ def test_who_is_asked_when_one_attacker_names_enough(judged, monkeypatch):
         replace(asked, enough=0.5, seeds=(0, 1))
 
 
+def test_trees_answer_what_has_labels_and_leave_matching_to_networks(judged):
+    asked = Suite("identity", ("identity",), ("raw",), ("frame-convnet", "clip-trees"))
+    told, hits = judged(asked)
+    attacks = told.representations["raw"].attacks
+    assert attacks["identity"].attackers.keys() == {"frame-convnet", "clip-trees"}
+    assert attacks["identity"].attackers["clip-trees"].learned is None
+    assert attacks["retrieval_all"].attackers.keys() == {"frame-convnet"}
+    assert hits["raw"]["identity"]["clip-trees"].shape == (1, told.data["test_videos"])
+    alone, _ = judged(replace(asked, attackers=("clip-trees",)))
+    assert alone.representations["raw"].attacks["identity"].attackers == {
+        "clip-trees": attacks["identity"].attackers["clip-trees"]
+    }
+    assert "retrieval_all" not in alone.representations["raw"].attacks
+    assert any("clip-trees alone matches nothing" in note for note in alone.not_measured)
+
+
 def test_a_failure_beside_others_stops_them(judged, monkeypatch):
     threads = torch.get_num_threads()
     monkeypatch.setattr(attacks.Judge, "action", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
