@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import fedspact
+from spact_models.run_config import load_settings, read_config_file
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted((ROOT / "examples" / "systemd").glob("*.service"))
@@ -67,3 +68,10 @@ def test_the_compose_file_names_pinned_images_known_volumes_and_commands_of_this
     build = tree["services"]["server"]["build"]
     assert (COMPOSE / build["context"]).resolve() == ROOT
     assert (ROOT / build["dockerfile"]).is_file()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.toml")), ids=lambda file: file.stem)
+def test_an_example_of_settings_is_accepted_and_reaches_the_settings(file):
+    named = read_config_file(file)
+    settings = load_settings(named).flat()
+    assert {key: settings[key] for key in named} == named
