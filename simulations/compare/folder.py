@@ -23,6 +23,7 @@ from server.runs import PREPARED
 from simulations.compare.plan import CHOICE, JUDGED, Cell, Plan
 from spact_models.checkpoint import write_atomically
 from spact_models.errors import UserError
+from spact_models.presets import BEFORE
 from spact_models.run_config import load_settings
 
 PLAN, DATA, VIEWS, RESULT, LOCK = "plan.json", "data.csv", "views.csv", "comparison.json", ".lock"
@@ -144,9 +145,9 @@ class ComparisonFolder:
 
 
 def _first_difference(plan: Plan, before: Mapping[str, Any], apart: tuple[str, ...]) -> str | None:
-    """The first key but those that begin with ``apart``, in words; a setting unknown to ``before`` had its default."""
+    """The first key but those that begin with ``apart``, in words; what ``before`` does not know was off."""
     wanted = plan.to_json()
-    defaults = load_settings({"preset": plan.settings["preset"]}).flat()
+    defaults = load_settings({"preset": plan.settings["preset"], **BEFORE}).flat()
     before = {**{f"settings.{key}": defaults[key] for key in plan.settings}, **before}
     keys = [*wanted, *(key for key in before if key not in wanted)]
     for key in keys:

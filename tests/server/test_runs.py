@@ -17,6 +17,7 @@ from server.runs import RunFolder, default_run_path
 from simulations.inprocess import InProcessGrid
 from spact_models.checkpoint import load_checkpoint
 from spact_models.errors import RunStopped, UserError
+from spact_models.presets import BEFORE
 from spact_models.run_config import load_settings
 
 BIG = 2**64 - 1
@@ -66,7 +67,7 @@ def test_two_runs_have_two_federation_ids_and_an_opened_one_keeps_its_own(tmp_pa
     first.record(RECORD)
     opened = RunFolder.open(tmp_path / "a")
     assert opened.federation == first.federation
-    assert opened.settings() == {"seed": 1}
+    assert opened.settings() == {**BEFORE, "seed": 1}  # what came later was not there yet
     assert [line["round"] for line in opened.history()] == [3]
     with pytest.raises(UserError, match="not a run folder"):
         RunFolder.open(tmp_path / "b")

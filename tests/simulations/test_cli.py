@@ -218,10 +218,9 @@ def test_the_table_on_the_terminal_is_the_summary(squares, tmp_path, fast, capsy
         found, learned = summary["attackers"]["identity"][name], summary["learned"]
         strongest = max(found, key=found.get)
         assert found[strongest] == summary["attack"]["identity"][name]
-        told = [
-            (summary["utility"][name], learned["action"][name]),
-            (found[strongest], learned["identity"][name][strongest]),
-        ]
+        knew = [share for share in learned["identity"][name].values() if share is not None]  # the trees tell none
+        least = min(knew) if found[strongest] < 0.98 else 1.0
+        told = [(summary["utility"][name], learned["action"][name]), (found[strongest], least)]
         # after two steps nobody knows its own training clips, but by luck
         assert line.split()[1:3] == [f"{'≥' if knew < 0.9 else ''}{value:.3f}" for value, knew in told]
     assert str(tmp_path / "run") in out
@@ -272,9 +271,9 @@ def test_evaluate_judges_a_run_on_its_own_rows(run_of, fast, tmp_path, capsys):
         one = stories[0]["representations"][name]
         assert one["action"]["mean"] == summary["utility"][name]
         attacked = one["attacks"]["identity"]["attackers"]
-        assert {attacker: figure["mean"] for attacker, figure in attacked.items()} == (
-            summary["attackers"]["identity"][name]
-        )
+        told = summary["attackers"]["identity"][name]
+        assert told.keys() - attacked.keys() == {"clip-trees"}  # not asked here
+        assert all(figure["mean"] == told[attacker] for attacker, figure in attacked.items())
     assert stories[0]["data"]["manifest"] == str(out / "data.csv")
     assert stories[0]["model"].keys() == {"path", "sha256", "kind", "preset", "size_px", "frames"}
     assert not (out / "evaluation.json").exists()

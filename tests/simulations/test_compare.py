@@ -224,7 +224,8 @@ def test_the_result_holds_every_arm_every_verdict_and_what_to_beware_of(whole):
         assert {name: figure["learned"] for name, figure in line["attackers"].items()} == {
             name: figure["learned"] for name, figure in attackers.items()
         }
-        assert line["leakage"]["learned"] == attackers[line["strongest"]]["learned"]
+        least = min(figure["learned"] for figure in attackers.values())
+        assert line["leakage"]["learned"] == (least if line["leakage"]["mean"] < 0.98 else None)
         assert line["strongest"] in ("frame-convnet", "video-tiny")
         is_trained = line["arm"] in ("centralized", "federated", "local-only")
         assert (line["steps"] is not None) == is_trained
