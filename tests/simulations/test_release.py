@@ -11,7 +11,7 @@ import torch
 
 from client.anonymize.model import open_model
 from fedspact import main
-from spact_models.anonymizer import Anonymizer
+from spact_models.anonymizer import Anonymizer, AnonymizerConfig
 from spact_models.deployed import Deployed
 from spact_models.errors import UserError
 from spact_models.export import export
@@ -54,6 +54,14 @@ def run(original, tmp_path):
 def key(tmp_path):
     make_key(tmp_path / "owner.key")
     return tmp_path / "owner.key"
+
+
+def test_a_graph_of_a_longer_history_says_how_long_and_answers_alike(tmp_path):
+    """Written, opened again and compared on three sizes by the exporter itself."""
+    config = AnonymizerConfig("motion", motion_frames=3, base_channels=4, depth=1, size_px=16)
+    made = export(Anonymizer(config).eval(), tmp_path / "a.pt2", "torch-export", {})
+    assert made.max_difference < 1e-4
+    assert made.metadata["history_frames"] == 3
 
 
 def test_an_exported_graph_answers_as_the_original(run, graph, tmp_path, capsys):
