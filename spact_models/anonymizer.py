@@ -70,7 +70,10 @@ def per_frame(network: Callable[[Tensor], Tensor], clip_BCTHW: Tensor) -> Tensor
     Frames of a clip stay neighbours (clip-major), which is what per-clip gradient clipping sums over.
     """
     batch, channels, frames, height, width = clip_BCTHW.shape
-    frames_NCHW = clip_BCTHW.permute(0, 2, 1, 3, 4).reshape(batch * frames, channels, height, width)
+    moved_BTCHW = clip_BCTHW.permute(0, 2, 1, 3, 4)
+    if torch.compiler.is_exporting():  # a graph would hold for one frame or for several: only one folds without a copy
+        moved_BTCHW = moved_BTCHW.clone(memory_format=torch.contiguous_format)
+    frames_NCHW = moved_BTCHW.reshape(batch * frames, channels, height, width)
     mapped_NCHW = network(frames_NCHW)
     return mapped_NCHW.reshape(batch, frames, *mapped_NCHW.shape[1:]).permute(0, 2, 1, 3, 4)
 

@@ -126,9 +126,7 @@ class GameConfig:
     beta_rise: float = PRESET  # share of the minimax rounds over which the price rises to beta; f_T must read first
     temperature: float = 0.1  # NT-Xent; 0.1 in the reference
     cap_reward: bool = True  # stop rewarding above chance: past it f_A beats this f_B, not privacy
-    joint_step: bool = (
-        False  # f_A and f_T step together down L_T, which both want low; then the critics' moves are f_B's
-    )
+    joint_step: bool = False  # f_A and f_T step together: both want L_T low; the critics' moves are then f_B's
     critic_steps: int = PRESET  # critics' moves per anonymizer's move; the reference's 1 needs a price (docs/method.md)
     catch_up_steps: int = PRESET  # critics' moves at the start of a round, to meet the averaged f_A
     restart_privacy_rounds: int = 0  # begin a fresh f_B every so many minimax rounds; 0 = never

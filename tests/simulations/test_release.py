@@ -56,12 +56,16 @@ def key(tmp_path):
     return tmp_path / "owner.key"
 
 
-def test_a_graph_of_a_longer_history_says_how_long_and_answers_alike(tmp_path):
-    """Written, opened again and compared on three sizes by the exporter itself."""
-    config = AnonymizerConfig("motion", motion_frames=3, base_channels=4, depth=1, size_px=16)
+@pytest.mark.parametrize(
+    ("changes", "history"),
+    [({"kind": "frame"}, 0), ({"motion_input": "frames"}, 1), ({"motion_frames": 3, "output_cell_px": 4}, 3)],
+)
+def test_every_kind_is_a_graph_that_says_its_history_and_answers_alike(tmp_path, changes, history):
+    """Written, opened again and compared on three sizes, one frame at a time among them, by the exporter itself."""
+    config = AnonymizerConfig(**{"kind": "motion", "base_channels": 4, "depth": 1, "size_px": 16, **changes})
     made = export(Anonymizer(config).eval(), tmp_path / "a.pt2", "torch-export", {})
     assert made.max_difference < 1e-4
-    assert made.metadata["history_frames"] == 3
+    assert made.metadata["history_frames"] == history
 
 
 def test_an_exported_graph_answers_as_the_original(run, graph, tmp_path, capsys):
