@@ -46,11 +46,7 @@ class Player:
 
     def descend(self, loss: Tensor) -> None:
         """One optimizer step down ``loss`` + mu/2 ||theta - anchor||^2."""
-        self.descend_sum([loss])
-
-    def descend_sum(self, losses: Iterable[Tensor]) -> None:
-        """:meth:`descend` for a sum; each term is differentiated before the next is made, so one graph is in memory."""
-        descend_together([self], losses)
+        descend_together([self], [loss])
 
     def step(self) -> None:
         """One optimizer step along the gradients that are there, and FedProx's pull."""
