@@ -35,8 +35,8 @@ from spact_models.accounting import epsilon_of, steps_of
 from spact_models.checkpoint import write_atomically
 from spact_models.dp_settings import DpConfig, check_delta
 from spact_models.errors import UserError
-from spact_models.losses import chance_level, rate, reconstruction
-from spact_models.minimax import Player, Players, anonymized_views, has_lesson, loss_action, loss_privacy
+from spact_models.losses import chance_level, reconstruction
+from spact_models.minimax import Player, Players, anonymized_views, has_lesson, loss_action, loss_privacy, priced_clips
 from spact_models.noise import KEY_BYTES, ROUNDING_HEADROOM, SecretStream
 from spact_models.seeds import seed_for, seed_noise
 from spact_models.settings import GameConfig, Settings
@@ -261,7 +261,7 @@ def group_loss(role: str, phase: str, players: Players, batch: Batch | None, con
     clips, pairs = len(batch.clips_BCTHW) > 0, len(batch.first_NCTHW) > 1  # a pair needs another to differ from
     lesson = clips and has_lesson(players, batch)
     with torch.set_grad_enabled(role == "anonymizer"), players.autocast(batch.clips_BCTHW.device):
-        shown_BCTHW = players.f_A.transform(batch.clips_BCTHW) if clips else None
+        shown_BCTHW, price = priced_clips(players.f_A, batch, config) if clips else (None, 0.0)
         views = anonymized_views(players.f_A, batch) if pairs and (role, phase) != ("anonymizer", "warmup") else None
     if role == "anonymizer" and phase == "warmup":
         return None if shown_BCTHW is None else reconstruction(shown_BCTHW, players.f_A.target(batch.clips_BCTHW))
@@ -271,9 +271,7 @@ def group_loss(role: str, phase: str, players: Players, batch: Batch | None, con
         return None if views is None else loss_privacy(players, *views, config)
     parts: list[Tensor] = []
     if shown_BCTHW is not None:
-        parts.append(loss_action(players, shown_BCTHW, batch))
-        if config.beta > 0:
-            parts.append(config.beta * rate(shown_BCTHW, players.f_A.config.output_noise))
+        parts.append(loss_action(players, shown_BCTHW, batch) + price)
     if views is not None:
         reward = loss_privacy(players, *views, config)
         if config.cap_reward:

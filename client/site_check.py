@@ -1,6 +1,6 @@
 """``fedspact site check``: what a site would meet in a run, found out before there is one.
 
-Videos are read by the reader that training uses, and the time is that of two moves of the game really played at the
+Videos are read by the reader that training uses, and the time is that of the moves of the game, really played at the
 run's settings. The decoded frames go into the site's own cache, where the first round finds them.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ from client.video.loader import ClipLoader
 from client.video.rows import Row
 from spact_models.errors import UserError
 from spact_models.exchange import snapshot
-from spact_models.minimax import Players, anonymizer_move, critics_move
+from spact_models.minimax import Players, adversary_move, anonymizer_move, critics_move
 from spact_models.networks import build_networks
 from spact_models.resident import peak_rss_mb
 from spact_models.seeds import pick_device
-from spact_models.settings import Settings
+from spact_models.settings import GameConfig, Settings
+from spact_models.views import Batch
 
 STAND_IN_CLASSES = ("first", "second")  # for a site without labels: the networks need a list to be built at all
 SHOWN = 5
@@ -177,7 +178,7 @@ def _classes(site: Site) -> list[str]:
 
 
 def _time_moves(rows: Sequence[Row], site: Site, settings: Settings, cache: FrameCache, report: Report) -> None:
-    """One pair of moves to warm up, one timed; a minimax round is so many of each."""
+    """Each move once to warm up and once timed; a minimax round is so many of each."""
     device = pick_device(site.device or settings.device)
     site.limits.apply_to(device)
     networks = build_networks(settings, _classes(site))
@@ -195,10 +196,12 @@ def _time_moves(rows: Sequence[Row], site: Site, settings: Settings, cache: Fram
         report.problems.append(f"no round can be played with the sample: {error}")
         return
     batches = prepared(loader.training(settings.seed), settings, torch.Generator().manual_seed(settings.seed), device)
-    _pair(players, batches, settings, device)
-    anonymizer, critics = _pair(players, batches, settings, device)
     game, cycles = settings.game, settings.rounds.cycles
-    report.round_seconds = cycles * anonymizer + (game.catch_up_steps + cycles * game.critic_steps) * critics
+    answers = adversary_move if game.joint_step else critics_move  # what follows the anonymizer's move in a cycle
+    moves = [anonymizer_move, answers, critics_move]
+    _seconds_of(moves, players, batches, settings, device)
+    anonymizer, answer, catch_up = _seconds_of(moves, players, batches, settings, device)
+    report.round_seconds = cycles * (anonymizer + game.critic_steps * answer) + game.catch_up_steps * catch_up
     limit = settings.rounds.timeout_seconds
     if report.round_seconds > limit:
         report.problems.append(
@@ -209,16 +212,22 @@ def _time_moves(rows: Sequence[Row], site: Site, settings: Settings, cache: Fram
         report.remarks.append("fewer videos than a batch holds: batches are smaller here")
 
 
-def _pair(players: Players, batches: Any, settings: Settings, device: torch.device) -> tuple[float, float]:
-    """Seconds of an anonymizer's and of a critics' move, loading and augmentation included."""
+def _seconds_of(
+    moves: Sequence[Callable[[Players, Batch, GameConfig], object]],
+    players: Players,
+    batches: Iterator[Batch],
+    settings: Settings,
+    device: torch.device,
+) -> list[float]:
+    """Seconds of each move, one after the other, loading and augmentation included."""
     seconds = []
-    for move in (anonymizer_move, critics_move):
+    for move in moves:
         started = time.monotonic()
         move(players, next(batches), settings.game)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.monotonic() - started)
-    return seconds[0], seconds[1]
+    return seconds
 
 
 def lines(report: Report) -> list[str]:

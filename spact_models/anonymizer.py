@@ -7,7 +7,7 @@ the first layer. Everything called like an anonymizer, trained or not, is a `Cli
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -281,7 +281,15 @@ class Anonymizer(ClipTransform):
 
     def drawn(self, picture_BCTHW: Tensor, noise: Tensor | None = None) -> Tensor:
         """What comes of what the U-Net sees (:meth:`picture`): the whole of f_A behind its fixed first step."""
-        return self._finish(per_frame(self.unet, picture_BCTHW), noise)
+        return self.finished(self.drawing(picture_BCTHW), picture_BCTHW.shape[-2:], noise)
+
+    def drawing(self, picture_BCTHW: Tensor) -> Tensor:
+        """What the U-Net draws, before noise and levels: (B, 3 or with cells 1, T-history, rows, columns) in [0, 1]."""
+        drawn_BCTHW = per_frame(self.unet, picture_BCTHW)
+        cell = self.config.output_cell_px
+        if not cell:
+            return drawn_BCTHW
+        return functional.avg_pool3d(drawn_BCTHW.mean(dim=1, keepdim=True), (1, cell, cell), ceil_mode=True)
 
     def picture(self, clip_BCTHW: Tensor) -> Tensor:
         """What the U-Net sees: (B,3,T,H,W) -> (B, input_channels, T-history, H, W) in [0, 1]."""
@@ -328,20 +336,21 @@ class Anonymizer(ClipTransform):
         anonymised = self.forward(working)
         return per_frame(lambda frames_NCHW: _resized(frames_NCHW, height, width), anonymised).clamp(0.0, 1.0)
 
-    def _finish(self, clip_BCTHW: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Cells, noise, levels: the last things before a frame leaves, alike in training and in use.
+    def finished(self, drawing_BCTHW: Tensor, size: Sequence[int], noise: Tensor | None = None) -> Tensor:
+        """Noise, levels, cells: the last things before a frame leaves, alike in training and in use.
 
         With cells the noise is one value a cell, so that no average over its pixels or colours can take it away.
 
         Noise comes from a round's own generator or from torch's global one (seeds.py), which the caller seeds: training
         and the judge so that they can be repeated, use (:meth:`at_any_size`) so that nobody can. The gradient passes
         through rounding as if it were not there.
+
+        Args:
+            drawing_BCTHW: from :meth:`drawing`.
+            size: height and width of the clip, which cells need not fill evenly.
+            noise: standard normal, of the drawing's shape; None draws it.
         """
-        height, width = clip_BCTHW.shape[-2:]
-        cell = self.config.output_cell_px
-        if cell:
-            grey_B1THW = clip_BCTHW.mean(dim=1, keepdim=True)
-            clip_BCTHW = functional.avg_pool3d(grey_B1THW, (1, cell, cell), ceil_mode=True)
+        clip_BCTHW = drawing_BCTHW
         if self.config.output_noise > 0.0:
             drawn = noise_like(clip_BCTHW) if noise is None else noise
             clip_BCTHW = (clip_BCTHW + self.config.output_noise * drawn).clamp(0.0, 1.0)
@@ -349,7 +358,9 @@ class Anonymizer(ClipTransform):
             steps = self.config.output_levels - 1
             rounded = torch.round(clip_BCTHW * steps) / steps
             clip_BCTHW = clip_BCTHW + (rounded - clip_BCTHW).detach()
+        cell = self.config.output_cell_px
         if cell:
+            height, width = size
             filled = clip_BCTHW.repeat_interleave(cell, dim=3).repeat_interleave(cell, dim=4)
             clip_BCTHW = filled[..., :height, :width].expand(-1, 3, -1, -1, -1)
         return clip_BCTHW

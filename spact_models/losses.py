@@ -62,7 +62,7 @@ def distillation(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
     return functional.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
 
 
-def rate(anonymized: Tensor, output_noise: float) -> Tensor:
+def rate(drawing: Tensor, output_noise: float) -> Tensor:
     """What the noisy picture can tell at most, in nats a value: mean of y² / 2σ² (Alemi et al. 2017, "Deep VIB").
 
     y + n with Gaussian n of standard deviation σ carries no more about the footage than the KL divergence of
@@ -70,10 +70,11 @@ def rate(anonymized: Tensor, output_noise: float) -> Tensor:
     draws costs, so it draws what f_T pays for and leaves the rest black.
 
     Args:
-        anonymized: f_A's output in [0, 1], any shape; with its noise on, which adds a constant on average.
+        drawing: what f_A draws in [0, 1], any shape, **before** its noise: of the noisy value cut to [0, 1] the
+            square's slope at y = 0 is not 0 but 0.8 σ, and faint signs would cost far more than they tell.
         output_noise: σ > 0.
     """
-    return anonymized.float().square().mean() / (2.0 * output_noise**2)
+    return drawing.float().square().mean() / (2.0 * output_noise**2)
 
 
 def reconstruction(anonymized_BCTHW: Tensor, target_BCTHW: Tensor) -> Tensor:

@@ -140,10 +140,9 @@ def anonymizer_move(players: Players, batch: Batch, config: GameConfig) -> Losse
 
     def terms() -> Iterator[Tensor]:
         with players.autocast(device):
-            clips_BCTHW = players.f_A.transform(batch.clips_BCTHW)
+            clips_BCTHW, price = priced_clips(players.f_A, batch, config)
         loss_T = loss_action(players, clips_BCTHW, batch)
         seen["action"] = loss_T.detach()
-        price = config.beta * rate(clips_BCTHW, players.f_A.config.output_noise) if config.beta > 0 else 0.0
         del clips_BCTHW
         yield loss_T + price
         with players.autocast(device):
@@ -175,6 +174,14 @@ def play(players: Players, batches: Iterator[Batch], config: GameConfig, cycles:
             else:
                 seen.append(critics_move(players, next(batches), config))
     return seen
+
+
+def priced_clips(f_A: Anonymizer, batch: Batch, config: GameConfig) -> tuple[Tensor, Tensor | float]:
+    """The batch's clips through f_A, and beta times the rate of what f_A drew before its noise: the price."""
+    picture_BCTHW = f_A.picture(batch.clips_BCTHW)
+    drawing_BCTHW = f_A.drawing(picture_BCTHW)
+    price = config.beta * rate(drawing_BCTHW, f_A.config.output_noise) if config.beta > 0 else 0.0
+    return f_A.finished(drawing_BCTHW, picture_BCTHW.shape[-2:]), price
 
 
 def anonymized_views(f_A: Anonymizer, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from datetime import datetime
 import pytest
 import torch
 
+from client import site_check
 from client.egress import Door
 from client.limits import Limits, Refusals
 from client.video.rows import read_rows, write_rows
@@ -44,6 +45,25 @@ def test_a_sound_site_is_reported_with_what_it_holds(site, capsys):
 def test_the_time_of_a_round_is_measured(site, capsys):
     assert main(["site", "check", str(site), "--json", "--set", "batch.clips=4", "--set", "batch.views=4", *QUICK]) == 0
     assert json.loads(capsys.readouterr().out)["round_seconds"] > 0
+
+
+@pytest.mark.parametrize(("joint", "seconds"), [(False, 5 * (1 + 2 * 10) + 3 * 10), (True, 5 * (1 + 2 * 100) + 3 * 10)])
+def test_a_round_is_as_many_moves_as_the_game_plays(site, capsys, monkeypatch, joint, seconds):
+    """With f_A and f_T in one step f_B alone answers in a cycle; both critics catch up before."""
+    costs = {"anonymizer_move": 1.0, "critics_move": 10.0, "adversary_move": 100.0}
+    real, played = site_check._seconds_of, []
+
+    def seconds_of(moves, *rest):
+        played.extend(real(moves, *rest))  # the moves themselves run
+        return [costs[move.__name__] for move in moves]
+
+    monkeypatch.setattr(site_check, "_seconds_of", seconds_of)
+    game = {"rounds.cycles": 5, "game.critic_steps": 2, "game.catch_up_steps": 3, "game.joint_step": str(joint).lower()}
+    words = [word for key, value in game.items() for word in ("--set", f"{key}={value}")]
+    assert main(["site", "check", str(site), "--json", *QUICK, *words]) == 0
+    assert json.loads(capsys.readouterr().out)["round_seconds"] == seconds
+    assert len(played) == 6
+    assert min(played) > 0
 
 
 def test_problems_are_an_exit_status_and_a_name(site, capsys):
