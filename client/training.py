@@ -88,7 +88,7 @@ def local_round(
         **_examples(loader.rows, players),
         "teacher_held": float(players.teacher is not None),
         "loss.action": _mean([losses.action for losses in seen]),
-        "loss.privacy": _mean([losses.privacy for losses in seen]),
+        "loss.privacy": _mean([losses.privacy for losses in seen if losses.privacy is not None]),
         "chance.privacy": chance_level(min(settings.batch.views, len(loader.view_rows))),
         "seconds": time.monotonic() - started,
     }

@@ -97,7 +97,7 @@ class Losses:
     """What one move saw, detached (0-dim tensors on the device: reading them is what would wait for a GPU)."""
 
     action: Tensor
-    privacy: Tensor
+    privacy: Tensor | None  # None: no view was looked at
 
 
 def critics_move(players: Players, batch: Batch, config: GameConfig) -> Losses:
@@ -130,13 +130,15 @@ def adversary_move(players: Players, batch: Batch, config: GameConfig) -> Tensor
 def anonymizer_move(players: Players, batch: Batch, config: GameConfig) -> Losses:
     """f_T and f_B hold still; f_A descends L_T - omega * L_B + beta * rate, the reward capped at chance.
 
-    With ``joint_step`` f_T descends L_T in the same step.
+    With ``joint_step`` f_T descends L_T in the same step. With omega = 0 f_B's loss would change nothing and no view
+    is looked at.
     """
     joint = config.joint_step and has_lesson(players, batch)
     players.anonymizer.learn()
     (players.action.learn if joint else players.action.hold)()
     players.privacy.hold()
-    device, seen = batch.clips_BCTHW.device, {}
+    device = batch.clips_BCTHW.device
+    seen: dict[str, Tensor] = {}
 
     def terms() -> Iterator[Tensor]:
         with players.autocast(device):
@@ -145,6 +147,8 @@ def anonymizer_move(players: Players, batch: Batch, config: GameConfig) -> Losse
         seen["action"] = loss_T.detach()
         del clips_BCTHW
         yield loss_T + price
+        if config.omega == 0:
+            return
         with players.autocast(device):
             first_NCTHW, second_NCTHW = anonymized_views(players.f_A, batch)
         loss_B = loss_privacy(players, first_NCTHW, second_NCTHW, config)
@@ -153,7 +157,7 @@ def anonymizer_move(players: Players, batch: Batch, config: GameConfig) -> Losse
         yield -config.omega * reward
 
     descend_together([players.anonymizer, players.action] if joint else [players.anonymizer], terms())
-    return Losses(**seen)
+    return Losses(seen["action"], seen.get("privacy"))
 
 
 def play(players: Players, batches: Iterator[Batch], config: GameConfig, cycles: int) -> list[Losses]:
@@ -163,16 +167,17 @@ def play(players: Players, batches: Iterator[Batch], config: GameConfig, cycles:
     of one, so that every site ends a round in the same phase of the game.
 
     Returns:
-        The losses of every critics' move, in order: what the critics could see of what f_A put out.
+        The losses of every critics' move, in order: what the critics could see of what f_A put out. Where a cycle has
+        no critics' move, those of f_A's and f_T's joint one.
     """
     seen = [critics_move(players, next(batches), config) for _ in range(config.catch_up_steps)]
     for _ in range(cycles):
         ours = anonymizer_move(players, next(batches), config)
-        for _ in range(config.critic_steps):
-            if config.joint_step:
-                seen.append(Losses(ours.action, adversary_move(players, next(batches), config)))
-            else:
-                seen.append(critics_move(players, next(batches), config))
+        if config.joint_step:
+            answers = [adversary_move(players, next(batches), config) for _ in range(config.critic_steps)]
+            seen.extend([Losses(ours.action, answer) for answer in answers] or [ours])
+        else:
+            seen.extend(critics_move(players, next(batches), config) for _ in range(config.critic_steps))
     return seen
 
 

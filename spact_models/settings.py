@@ -121,7 +121,7 @@ class NetworksConfig:
 class GameConfig:
     """The minimax game (method.md; SPAct section 3.3)."""
 
-    omega: float = 1.0  # weight of the privacy reward; 1 in the reference
+    omega: float = 1.0  # weight of the privacy reward; 1 in the reference, 0: f_B hides nothing, the price alone does
     beta: float = PRESET  # price of the noisy output in L_T's nats a nat a value (losses.rate); 0 in the paper
     beta_rise: float = PRESET  # share of the minimax rounds over which the price rises to beta; f_T must read first
     temperature: float = 0.1  # NT-Xent; 0.1 in the reference
@@ -139,8 +139,9 @@ class GameConfig:
         for name in ("beta_rise", "lr_fall"):
             share = getattr(self, name)
             require(0 <= share <= 1, name, share, "must be a share of the minimax rounds, 0 (off) to 1")
-        _at_least(self, 0, "omega", "beta", "catch_up_steps", "restart_privacy_rounds")
-        _at_least(self, 1, "critic_steps")
+        _at_least(self, 0, "omega", "beta", "critic_steps", "catch_up_steps", "restart_privacy_rounds")
+        alone = "must be at least 1; 0 only with joint_step = true, where f_T moves with f_A"
+        require(self.joint_step or self.critic_steps >= 1, "critic_steps", self.critic_steps, alone)
         _positive(self, "temperature", "lr_anonymizer", "lr_action", "lr_privacy")
 
     def in_round(self, played: int, rounds: int) -> GameConfig:

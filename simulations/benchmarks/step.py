@@ -81,6 +81,7 @@ def pair(players: Players, scene: Scene) -> tuple[float, float]:
     """Both moves on one batch; returns what the critics saw."""
     anonymizer_move(players, scene.batch, scene.settings.game)
     seen = critics_move(players, scene.batch, scene.settings.game)
+    assert seen.privacy is not None  # the critics always look at views
     return float(seen.action), float(seen.privacy)
 
 
