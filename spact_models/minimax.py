@@ -7,8 +7,8 @@ learns no graph is built at all: the reference also differentiates through f_A i
 Where we differ from the reference: the privacy reward stops at chance (``cap_reward``), because beyond it f_A
 learns to confuse *this* f_B and not to hide; several critics' moves answer each of the anonymizer's
 (``critic_steps``), because a slow f_B is beaten without anything being hidden; clips without a label are taught by
-the warm-up teacher; the noisy output may have a price (``beta``), because what no f_B has found yet is hidden
-only where nothing is drawn; f_A and f_T may take one step together (``joint_step``), because both want L_T low.
+the warm-up teacher; what f_A draws under its noise may have a price (``beta``), because what no f_B has found yet is
+hidden only where nothing is drawn; f_A and f_T may take one step together (``joint_step``), because both want L_T low.
 """
 
 from __future__ import annotations

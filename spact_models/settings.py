@@ -122,7 +122,7 @@ class GameConfig:
     """The minimax game (method.md; SPAct section 3.3)."""
 
     omega: float = 1.0  # weight of the privacy reward; 1 in the reference, 0: f_B hides nothing, the price alone does
-    beta: float = PRESET  # price of the noisy output in L_T's nats a nat a value (losses.rate); 0 in the paper
+    beta: float = PRESET  # price of what f_A draws, in L_T's nats a nat a value (losses.rate); 0 in the paper
     beta_rise: float = PRESET  # share of the minimax rounds over which the price rises to beta; f_T must read first
     temperature: float = 0.1  # NT-Xent; 0.1 in the reference
     cap_reward: bool = True  # stop rewarding above chance: past it f_A beats this f_B, not privacy
