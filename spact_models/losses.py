@@ -62,7 +62,7 @@ def distillation(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
     return functional.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
 
 
-def rate(drawing: Tensor, output_noise: float) -> Tensor:
+def rate(picture: Tensor, output_noise: float) -> Tensor:
     """What the noisy picture can tell at most, in nats a value: mean of y² / 2σ² (Alemi et al. 2017, "Deep VIB").
 
     y + n with Gaussian n of standard deviation σ carries no more about the footage than the KL divergence of
@@ -70,11 +70,11 @@ def rate(drawing: Tensor, output_noise: float) -> Tensor:
     draws costs, so it draws what f_T pays for and leaves the rest black.
 
     Args:
-        drawing: what f_A draws in [0, 1], any shape, **before** its noise: of the noisy value cut to [0, 1] the
-            square's slope at y = 0 is not 0 but 0.8 σ, and faint signs would cost far more than they tell.
+        picture: what f_A draws, in [0, 1], any shape, before its noise; with its noise on and cut it is no such bound:
+            a constant more, and a slope of 0.8 σ instead of 0 at y = 0, so that faint signs cost most of all.
         output_noise: σ > 0.
     """
-    return drawing.float().square().mean() / (2.0 * output_noise**2)
+    return picture.float().square().mean() / (2.0 * output_noise**2)
 
 
 def reconstruction(anonymized_BCTHW: Tensor, target_BCTHW: Tensor) -> Tensor:

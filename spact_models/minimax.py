@@ -182,11 +182,14 @@ def play(players: Players, batches: Iterator[Batch], config: GameConfig, cycles:
 
 
 def priced_clips(f_A: Anonymizer, batch: Batch, config: GameConfig) -> tuple[Tensor, Tensor | float]:
-    """The batch's clips through f_A, and beta times the rate of what f_A drew before its noise: the price."""
+    """The batch's clips through f_A, and their price: beta times the rate of what ``price_of`` names."""
     picture_BCTHW = f_A.picture(batch.clips_BCTHW)
-    drawing_BCTHW = f_A.drawing(picture_BCTHW)
-    price = config.beta * rate(drawing_BCTHW, f_A.config.output_noise) if config.beta > 0 else 0.0
-    return f_A.finished(drawing_BCTHW, picture_BCTHW.shape[-2:]), price
+    drawn_BCTHW = f_A.drawing(picture_BCTHW)
+    shown_BCTHW = f_A.finished(drawn_BCTHW, picture_BCTHW.shape[-2:])
+    if config.beta == 0:
+        return shown_BCTHW, 0.0
+    priced_BCTHW = drawn_BCTHW if config.price_of == "drawn" else shown_BCTHW
+    return shown_BCTHW, config.beta * rate(priced_BCTHW, f_A.config.output_noise)
 
 
 def anonymized_views(f_A: Anonymizer, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -123,6 +123,9 @@ class GameConfig:
 
     omega: float = 1.0  # weight of the privacy reward; 1 in the reference, 0: f_B hides nothing, the price alone does
     beta: float = PRESET  # price of what f_A draws, in L_T's nats a nat a value (losses.rate); 0 in the paper
+    price_of: str = (
+        "shown"  # what beta prices: "shown", with its noise, or "drawn", before it: losses.rate to the letter
+    )
     beta_rise: float = PRESET  # share of the minimax rounds over which the price rises to beta; f_T must read first
     temperature: float = 0.1  # NT-Xent; 0.1 in the reference
     cap_reward: bool = True  # stop rewarding above chance: past it f_A beats this f_B, not privacy
@@ -139,6 +142,7 @@ class GameConfig:
         for name in ("beta_rise", "lr_fall"):
             share = getattr(self, name)
             require(0 <= share <= 1, name, share, "must be a share of the minimax rounds, 0 (off) to 1")
+        _one_of("price_of", self.price_of, ("shown", "drawn"))
         _at_least(self, 0, "omega", "beta", "critic_steps", "catch_up_steps", "restart_privacy_rounds")
         alone = "must be at least 1; 0 only with joint_step = true, where f_T moves with f_A"
         require(self.joint_step or self.critic_steps >= 1, "critic_steps", self.critic_steps, alone)

@@ -177,8 +177,9 @@ def test_the_reward_stops_at_chance():
     assert not torch.allclose(gradients[1], gradients[2])
 
 
-def test_the_price_of_the_output_enters_the_anonymizers_gradient_and_no_other():
-    """Against the formula of the drawing before its noise, in colours, and: with a high price the picture goes dark."""
+@pytest.mark.parametrize("price_of", ["shown", "drawn"])
+def test_the_price_of_the_output_enters_the_anonymizers_gradient_and_no_other(price_of):
+    """Against the formula, with the noise drawn again or without, and: with a high price the picture goes dark."""
     players = make_players(noise=0.3)
     batch = make_batch(players)
     twin = copy.deepcopy(players)
@@ -187,9 +188,11 @@ def test_the_price_of_the_output_enters_the_anonymizers_gradient_and_no_other():
         tested = copy.deepcopy(twin)
         torch.manual_seed(9)
         tested.anonymizer.optimizer.step = lambda: None
-        anonymizer_move(tested, batch, game_config(beta=beta))
+        anonymizer_move(tested, batch, game_config(beta=beta, price_of=price_of))
         grads[name] = [parameter.grad.clone() for parameter in tested.f_A.parameters()]
-    twin.f_A.config = replace(twin.f_A.config, output_noise=0.0)
+    torch.manual_seed(9)
+    if price_of == "drawn":
+        twin.f_A.config = replace(twin.f_A.config, output_noise=0.0)
     out = twin.f_A.train().transform(batch.clips_BCTHW)
     price = 0.5 * sum(value**2 for value in out.flatten()) / out.numel() / (2 * 0.3 * 0.3)
     expected = torch.autograd.grad(price, list(twin.f_A.parameters()))
@@ -197,7 +200,7 @@ def test_the_price_of_the_output_enters_the_anonymizers_gradient_and_no_other():
         assert torch.allclose(with_price - without, alone, atol=1e-5)
     before = float(players.f_A.transform(batch.clips_BCTHW).detach().mean())
     for _ in range(30):
-        anonymizer_move(players, batch, game_config(beta=20.0))
+        anonymizer_move(players, batch, game_config(beta=20.0, price_of=price_of))
     assert float(players.f_A.transform(batch.clips_BCTHW).detach().mean()) < 0.85 * before
 
 

@@ -59,6 +59,7 @@ def test_unknown_key_names_the_nearest():
         ("clip.frames", 2.5, r"clip\.frames = 2\.5, must be a whole number"),
         ("game.omega", float("nan"), r"game\.omega = nan"),
         ("game.lr_action", -1.0, r"game\.lr_action = -1\.0, must be above 0"),
+        ("game.price_of", "picture", r"game\.price_of = 'picture', must be one of: shown, drawn"),
         ("game.critic_steps", 0, r"game\.critic_steps = 0, must be at least 1; 0 only with joint_step = true"),
         ("networks.norm", "layer", r"networks\.norm = 'layer', must be one of: group, batch"),
         ("device", "gpu", r"device = 'gpu', must be auto, cpu, cuda or cuda:N"),
