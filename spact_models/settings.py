@@ -123,9 +123,7 @@ class GameConfig:
 
     omega: float = 1.0  # weight of the privacy reward; 1 in the reference, 0: f_B hides nothing, the price alone does
     beta: float = PRESET  # price of what f_A draws, in L_T's nats a nat a value (losses.rate); 0 in the paper
-    price_of: str = (
-        "shown"  # what beta prices: "shown", with its noise, or "drawn", before it: losses.rate to the letter
-    )
+    price_of: str = "shown"  # what beta prices: "shown", with its noise; "drawn", before it, the rate to the letter
     beta_rise: float = PRESET  # share of the minimax rounds over which the price rises to beta; f_T must read first
     temperature: float = 0.1  # NT-Xent; 0.1 in the reference
     cap_reward: bool = True  # stop rewarding above chance: past it f_A beats this f_B, not privacy
