@@ -270,16 +270,16 @@ class Anonymizer(ClipTransform):
         )
 
     def transform(self, clip_BCTHW: Tensor) -> Tensor:
-        return self.drawn(self.picture(clip_BCTHW))
+        return self.shown(self.picture(clip_BCTHW))
 
     def with_noise(self, clip_BCTHW: Tensor, noise: Tensor) -> Tensor:
         """:meth:`transform` under standard normal noise that the caller drew, (B, 3 or 1, T-history, rows, columns).
 
         One plane and a value a cell where the output is cells: what an exported graph takes, which draws nothing.
         """
-        return self.drawn(self.picture(clip_BCTHW), noise)
+        return self.shown(self.picture(clip_BCTHW), noise)
 
-    def drawn(self, picture_BCTHW: Tensor, noise: Tensor | None = None) -> Tensor:
+    def shown(self, picture_BCTHW: Tensor, noise: Tensor | None = None) -> Tensor:
         """What comes of what the U-Net sees (:meth:`picture`): the whole of f_A behind its fixed first step."""
         return self.finished(self.drawing(picture_BCTHW), picture_BCTHW.shape[-2:], noise)
 
@@ -352,8 +352,8 @@ class Anonymizer(ClipTransform):
         """
         clip_BCTHW = drawing_BCTHW
         if self.config.output_noise > 0.0:
-            drawn = noise_like(clip_BCTHW) if noise is None else noise
-            clip_BCTHW = (clip_BCTHW + self.config.output_noise * drawn).clamp(0.0, 1.0)
+            normal = noise_like(clip_BCTHW) if noise is None else noise
+            clip_BCTHW = (clip_BCTHW + self.config.output_noise * normal).clamp(0.0, 1.0)
         if self.config.output_levels:
             steps = self.config.output_levels - 1
             rounded = torch.round(clip_BCTHW * steps) / steps

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spact_models.networks import Networks
-from spact_models.seeds import seed_for
+from spact_models.seeds import noise_like, seed_for
 
 LEARNING_RATE = 0.1  # of the pictures, by the sign of their gradient, as Geiping et al. do; falls to a hundredth
 ROUGHNESS = 1e-3  # price of the total variation: best of 1e-4, 1e-3, 1e-2 on one clip, with the same steps
@@ -50,7 +50,7 @@ class Restored:
 
 def gradient_of(networks: Networks, pictures_BCTHW: Tensor, labels_B: Tensor, noise: Tensor | None) -> list[Tensor]:
     """The gradient of L_T by all parameters of f_A and f_T, with a graph."""
-    shown_BCTHW = networks.anonymizer.drawn(pictures_BCTHW, noise)
+    shown_BCTHW = networks.anonymizer.shown(pictures_BCTHW, noise)
     loss = functional.cross_entropy(networks.action(shown_BCTHW), labels_B)
     return list(torch.autograd.grad(loss, parameters(networks), create_graph=True))
 
@@ -65,12 +65,7 @@ def noise_for(networks: Networks, pictures_BCTHW: Tensor, seed: int) -> Tensor |
         return None
     torch.manual_seed(seed_for("noise", seed))
     with torch.no_grad():
-        quiet = networks.anonymizer.drawn(pictures_BCTHW, torch.zeros(()))
-    cell = networks.anonymizer.config.output_cell_px
-    if not cell:
-        return torch.randn(quiet.shape)
-    batch, _, frames, height, width = quiet.shape
-    return torch.randn(batch, 1, frames, math.ceil(height / cell), math.ceil(width / cell))
+        return noise_like(networks.anonymizer.drawing(pictures_BCTHW))
 
 
 def invert(networks: Networks, target: Target, steps: int, seed: int, on_step: Callable[[], object]) -> Tensor:

@@ -67,7 +67,7 @@ def test_the_gradient_that_is_attacked_is_that_of_the_action_loss(networks):
     """The slow twin: one backward pass of L_T over both networks."""
     pictures, labels = shapes(3), torch.tensor([0, 1, 1])
     found = update_inversion.gradient_of(networks, pictures, labels, None)
-    loss = torch.nn.functional.cross_entropy(networks.action(networks.anonymizer.drawn(pictures)), labels)
+    loss = torch.nn.functional.cross_entropy(networks.action(networks.anonymizer.shown(pictures)), labels)
     loss.backward()
     for mine, parameter in zip(found, update_inversion.parameters(networks), strict=True):
         assert torch.allclose(mine, parameter.grad, atol=1e-6)
