@@ -220,7 +220,7 @@ class UNet(nn.Module):
 
     def forward(self, pictures_NCHW: Tensor) -> Tensor:
         height, width = pictures_NCHW.shape[-2:]
-        patches = functional.pixel_unshuffle(self._padded(pictures_NCHW), self.patch_px)
+        patches = _laid_out(functional.pixel_unshuffle(self._padded(pictures_NCHW), self.patch_px))
         level = self.entry(patches)
         skips = []
         for down in self.downs:
@@ -370,6 +370,18 @@ def _side_by_side(pictures_BCTHW: Tensor, count: int) -> Tensor:
     """(B,C,T,H,W) -> (B,count*C,T-count+1,H,W): each picture behind the ``count - 1`` before it, the newest last."""
     length = pictures_BCTHW.shape[2] - count + 1
     return torch.cat([pictures_BCTHW[:, :, place : place + length] for place in range(count)], dim=1)
+
+
+def _laid_out(patches_NCHW: Tensor) -> Tensor:
+    """The same values, in memory as the device works fastest on them; what follows a layer keeps its input's order.
+
+    Only forward passes in float32 on an AVX-512 CPU: channels-last took 11 to 22 % off them at all three presets'
+    sizes (128 to 4 frames, 1 and 2 threads), nothing off a forward and backward pass together, and cost time in bf16.
+    """
+    plain = torch.is_grad_enabled() or patches_NCHW.device.type != "cpu" or torch.is_autocast_enabled("cpu")
+    if plain or torch.compiler.is_compiling() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return patches_NCHW
+    return patches_NCHW.contiguous(memory_format=torch.channels_last)
 
 
 def _resized(frames_NCHW: Tensor, height: int, width: int) -> Tensor:

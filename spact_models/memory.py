@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spact_models import action, privacy
 from spact_models.anonymizer import UNet
+from spact_models.bf16 import SoundConv3d
 from spact_models.errors import UserError
 from spact_models.minimax import Player, Players
 from spact_models.settings import Settings
@@ -104,6 +105,11 @@ def _blocks(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield from _blocks(f"{name}.{child_name}", child)
 
 
+def _twice() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """What the first and the second pass run in: torch restores autocast for the second, but no function mode."""
+    return nullcontext(), SoundConv3d()
+
+
 def _again(block: nn.Module, pieces: int, batch: Tensor) -> Tensor:
     """The block's own forward pass, computed again when its gradients are due, piece by piece."""
     plain: Callable[[Tensor], Tensor] = type(block).forward.__get__(block)
@@ -111,7 +117,8 @@ def _again(block: nn.Module, pieces: int, batch: Tensor) -> Tensor:
         return plain(batch)
     if torch.is_grad_enabled():  # nothing is drawn inside a block: no generator's state to keep
         done = [
-            checkpoint(plain, piece, use_reentrant=False, preserve_rng_state=False) for piece in batch.chunk(pieces)
+            checkpoint(plain, piece, use_reentrant=False, preserve_rng_state=False, context_fn=_twice)
+            for piece in batch.chunk(pieces)
         ]
     else:
         done = [plain(piece) for piece in batch.chunk(pieces)]

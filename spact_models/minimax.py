@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spact_models import bf16
 from spact_models.anonymizer import Anonymizer
 from spact_models.losses import action_loss, chance_level, nt_xent, rate
 from spact_models.settings import GameConfig
@@ -83,13 +84,8 @@ class Players:
         return network
 
     def autocast(self, device: torch.device, *, three_dimensional: bool = False) -> Any:
-        """bf16 autocast for the forward passes where ``precision`` asks for it; losses stay in float32.
-
-        Not for 3D convolutions on a CPU: with torch 2.15 their bf16 weight gradients held NaN or 3e38 in about half
-        of 30 tries at small shapes.
-        """
-        sound = device.type != "cpu" or not three_dimensional
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16" and sound)
+        """bf16 autocast for the forward passes where ``precision`` asks for it; losses stay in float32."""
+        return bf16.autocast(device, self.precision, three_dimensional=three_dimensional)
 
 
 @dataclass(frozen=True)

@@ -337,6 +337,7 @@ class SpeedConfig:
     """Faster ways to the same numbers up to rounding (``speed.py``)."""
 
     channels_last: str = "auto"  # auto (on a CPU, the networks it helps) | on | off; never with dp.unit
+    keep_memory: bool = True  # on a CPU training keeps the memory it frees and does not ask the system for it again
     compile: bool = False  # torch.compile: minutes at the start, and a compiler on the machine
     tf32: bool = True  # GPUs since Ampere multiply float32 with 10 bits of fraction; a CPU never does
 

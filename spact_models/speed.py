@@ -8,14 +8,16 @@ The paths for GPUs are written for CUDA and were not run: no machine of the proj
 
 from __future__ import annotations
 
+import ctypes
 import logging
-import platform
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spact_models.bf16 import fast_bf16
 from spact_models.minimax import Players
 from spact_models.settings import Settings
 from spact_models.views import FrameBatch
@@ -27,6 +29,7 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by dimens
 # f_B resnet50 .86 -> .73 s (8 views of 56 px). The others lose (r3d18 1.54 -> 1.77 s, resnet18 .20 -> .27 s) or gain
 # nothing: what f_A's convolutions win, its group norm loses.
 FASTER_ON_CPU = {"action": ("tiny",), "privacy": ("resnet50",)}
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _warned: set[str] = set()
 
 
@@ -75,7 +78,9 @@ def compile_networks(players: Players, backend: str = "inductor") -> None:
 
 
 def prepare_device(settings: Settings, device: torch.device) -> None:
-    """What the process sets once for a device: TF32 and cuDNN's search on a GPU; a word on bf16 on a CPU."""
+    """What the process sets once: TF32 and cuDNN's search for a GPU; for a CPU its memory, and a word on bf16."""
+    if device.type == "cpu" and settings.speed.keep_memory:
+        keep_freed_memory()
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.speed.tf32
         torch.backends.cudnn.benchmark = True  # batches keep their shapes for a whole run
@@ -86,10 +91,20 @@ def prepare_device(settings: Settings, device: torch.device) -> None:
         )
 
 
-def fast_bf16() -> bool:
-    """Whether a CPU is not known to be slow in bf16: torch emulates it on x86 without AVX-512."""
-    on_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return not on_x86 or torch.backends.cpu.get_cpu_capability().upper().startswith(("AVX512", "AMX"))
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that it frees, where its C library is glibc.
+
+    glibc hands tensors of more than 32 MiB back to the system at once, and the next one's pages are made and cleared
+    again: at paper size a third of a step's time. What is kept is used again; the peak rises by a few per cent
+    (docs/performance.md).
+
+    Returns:
+        Whether the library could be told; one without ``mallopt`` is left as it is.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def onto(device: torch.device, frames: FrameBatch) -> FrameBatch:

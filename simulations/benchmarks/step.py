@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,12 +91,13 @@ def pair(players: Players, scene: Scene) -> tuple[float, float]:
 def measure_fp32(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
     """Equal losses, then equal work in less time."""
     scene = Scene.make("fp32", quick)
-    players, plain = scene.ours(), scene.twin()
-    mine, theirs = pair(players, scene), plain.pair(scene.batch)
+    players = scene.ours()
+    mine, theirs = pair(players, scene), scene.twin().pair(scene.batch)
     for name, a, b in zip(("L_T", "L_B"), mine, theirs, strict=True):
         if abs(a - b) > EQUAL * max(1.0, abs(b)):
             raise RunStopped(f"step-fp32: {name} is {a:.6f} here and {b:.6f} in the twin; they play different games")
-    ours, twin, ratio = in_turns(lambda: pair(players, scene), lambda: plain.pair(scene.batch), repeats, on_step)
+    with plain_pairs(scene, quick) as plain_pair:
+        ours, twin, ratio = in_turns(lambda: pair(players, scene), plain_pair, repeats, on_step)
     gpu = scene.device.type == "cuda"
     yield Row("step-fp32", _what(scene), "s", ours, twin, ratio, 4.0 if gpu else 1.9, "at least", _flops(scene, ours))
     if gpu:
@@ -103,10 +107,38 @@ def measure_fp32(quick: bool, repeats: int, on_step: Callable[[], object]) -> It
 def measure_bf16(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
     """bf16 autocast against the reference in float32."""
     scene = Scene.make("bf16", quick)
-    players, plain = scene.ours(), scene.twin()
-    ours, twin, ratio = in_turns(lambda: pair(players, scene), lambda: plain.pair(scene.batch), repeats, on_step)
+    players = scene.ours()
+    with plain_pairs(scene, quick) as plain_pair:
+        ours, twin, ratio = in_turns(lambda: pair(players, scene), plain_pair, repeats, on_step)
     target = 4.0 if scene.device.type == "cuda" else 3.4
     yield Row("step-bf16", _what(scene), "s", ours, twin, ratio, target, "at least", _flops(scene, ours))
+
+
+@contextmanager
+def plain_pairs(scene: Scene, quick: bool) -> Iterator[Callable[[], object]]:
+    """The twin's pair of moves, again and again on one game. On a CPU in a process of its own.
+
+    There our way keeps the memory that it frees (``keep_freed_memory``), and what shares its process does so too.
+    """
+    if scene.device.type == "cuda":
+        plain = scene.twin()
+        yield lambda: plain.pair(scene.batch)
+        return
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _sit_down, (quick, scene.settings.seed)) as apart:
+        yield lambda: apart.submit(_play_on).result()
+
+
+_apart: list[tuple[PlainGame, Scene]] = []  # in the twin's process: its game
+
+
+def _sit_down(quick: bool, seed: int) -> None:
+    scene = Scene.make("fp32", quick, seed)
+    _apart.append((scene.twin(), scene))
+
+
+def _play_on() -> None:
+    plain, scene = _apart[0]
+    plain.pair(scene.batch)
 
 
 def _what(scene: Scene) -> str:

@@ -3,6 +3,8 @@
 import copy
 import itertools
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -182,6 +184,33 @@ def test_compiling_is_asked_for_by_a_setting(fast, monkeypatch):
     assert compiled == []
     seats(load_settings({**fast, "speed.compile": True}))
     assert compiled == ["UNet", "TinyAction", "PrivacyNetwork"]
+
+
+@pytest.mark.skipif(not speed.keep_freed_memory(), reason="this C library cannot be told to keep memory")
+def test_what_is_kept_is_not_asked_for_again():
+    """Page faults of ten tensors of 64 MiB, one after the other: about as many as one has, and ten times as many."""
+    count = (
+        "import resource, sys, torch; from spact_models.speed import keep_freed_memory\n"
+        "if sys.argv[1] == 'keep': assert keep_freed_memory()\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "one = torch.ones(2**24); del one; before = faults()\n"
+        "for _ in range(10): one = torch.ones(2**24); del one\n"
+        "print(faults() - before)"
+    )
+    kept, plain = (
+        int(subprocess.run([sys.executable, "-c", count, how], check=True, capture_output=True, text=True).stdout)
+        for how in ("keep", "plain")
+    )
+    assert kept < plain / 10
+
+
+def test_memory_is_kept_on_a_cpu_unless_told_otherwise(fast, monkeypatch):
+    kept = []
+    monkeypatch.setattr(speed, "keep_freed_memory", lambda: kept.append(True))
+    seats(load_settings({**fast, "speed.keep_memory": False}))
+    assert not kept
+    seats(load_settings(fast))
+    assert kept
 
 
 def test_bf16_on_a_cpu_that_is_slow_at_it_is_said_once(fast, caplog, monkeypatch):
