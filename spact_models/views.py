@@ -8,13 +8,17 @@ Randomness comes from a `torch.Generator` on the CPU alone, so that a CPU run an
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from spact_models.errors import UserError
+
+MadeLater = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,17 +41,28 @@ class FrameBatch:
         return FrameBatch(*moved)
 
 
-@dataclass(frozen=True)
 class Batch:
     """What the game plays with: float frames in [0, 1], augmented, channels before time.
 
-    `first_NCTHW[n]` and `second_NCTHW[n]` are two views of video n; T as in FrameBatch.
+    `first_NCTHW[n]` and `second_NCTHW[n]` are two views of video n; T as in FrameBatch. A view that is given as how
+    it is made is made when it is first looked at: with `game.omega` = 0 most moves look at none.
     """
 
-    clips_BCTHW: Tensor
-    labels_B: Tensor
-    first_NCTHW: Tensor
-    second_NCTHW: Tensor
+    def __init__(self, clips_BCTHW: Tensor, labels_B: Tensor, first: Tensor | MadeLater, second: Tensor | MadeLater):
+        self.clips_BCTHW, self.labels_B = clips_BCTHW, labels_B
+        self._views = first, second
+
+    @cached_property
+    def first_NCTHW(self) -> Tensor:
+        return _made(self._views[0])
+
+    @cached_property
+    def second_NCTHW(self) -> Tensor:
+        return _made(self._views[1])
+
+
+def _made(view: Tensor | MadeLater) -> Tensor:
+    return view if isinstance(view, Tensor) else view()
 
 
 def to_float_BCTHW(frames_BTHWC: Tensor) -> Tensor:
@@ -177,21 +192,31 @@ def augment_clips(clips_BCTHW: Tensor, config: AugmentConfig, generator: torch.G
         generator: a CPU generator; its state moves on.
     Returns the same shape, device and range.
     """
-    drawn = draw(clips_BCTHW.shape[0], config, generator).to(clips_BCTHW.device)
+    return _varied(clips_BCTHW, config, draw(clips_BCTHW.shape[0], config, generator))
+
+
+def prepare(frame_batch: FrameBatch, config: AugmentConfig, generator: torch.Generator) -> Batch:
+    """From frames as read to what the game plays with: floats, each clip and each view augmented by its own draw.
+
+    All draws are made now, so that whether anybody looks at the views changes no later one.
+    """
+    clips, first, second = (
+        partial(_from_bytes, frames, config, draw(len(frames), config, generator))
+        for frames in (frame_batch.clips_BTHWC, frame_batch.first_NTHWC, frame_batch.second_NTHWC)
+    )
+    return Batch(clips(), frame_batch.labels_B, first, second)
+
+
+def _from_bytes(frames_BTHWC: Tensor, config: AugmentConfig, drawn: Draw) -> Tensor:
+    return _varied(to_float_BCTHW(frames_BTHWC), config, drawn)
+
+
+def _varied(clips_BCTHW: Tensor, config: AugmentConfig, drawn: Draw) -> Tensor:
+    drawn = drawn.to(clips_BCTHW.device)
     varied = _crop_and_flip(clips_BCTHW, drawn)
     if config.recolours:  # what is switched off would multiply by one: the pass over the pixels is saved
         varied = _recolour(varied, drawn)
     return _erase(varied, drawn) if config.erase_probability > 0 else varied
-
-
-def prepare(frame_batch: FrameBatch, config: AugmentConfig, generator: torch.Generator) -> Batch:
-    """From frames as read to what the game plays with: floats, each clip and each view augmented by its own draw."""
-    return Batch(
-        clips_BCTHW=augment_clips(to_float_BCTHW(frame_batch.clips_BTHWC), config, generator),
-        labels_B=frame_batch.labels_B,
-        first_NCTHW=augment_clips(to_float_BCTHW(frame_batch.first_NTHWC), config, generator),
-        second_NCTHW=augment_clips(to_float_BCTHW(frame_batch.second_NTHWC), config, generator),
-    )
 
 
 def _crop_and_flip(clips_BCTHW: Tensor, drawn: Draw) -> Tensor:

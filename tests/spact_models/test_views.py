@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spact_models import views
 from spact_models.errors import UserError
 from spact_models.views import NO_AUGMENTATION, AugmentConfig, FrameBatch, augment_clips, draw, prepare, to_float_BCTHW
 
@@ -183,6 +184,24 @@ def test_prepare_draws_the_two_views_independently() -> None:
         assert (prepared.first_NCTHW[n] - prepared.second_NCTHW[n]).abs().max() > 0.01
     again = prepare(batch.to("cpu"), AugmentConfig(), generator(4))
     assert torch.equal(prepared.second_NCTHW, again.second_NCTHW)
+
+
+def test_views_are_made_when_looked_at_and_the_draws_are_the_same_if_nobody_looks(monkeypatch) -> None:
+    made = []
+    plain = views.to_float_BCTHW
+    monkeypatch.setattr(views, "to_float_BCTHW", lambda taken: made.append(len(taken)) or plain(taken))
+    source, config = generator(4), AugmentConfig()
+    batch = FrameBatch(frames(4, 5, seed=1), torch.tensor([0, 1, -1, 2]), frames(6, 2, seed=2), frames(6, 2, seed=3))
+    looked_at, nobody_looks = prepare(batch, config, source), prepare(batch, config, source)
+    assert made == [4, 4]
+    assert torch.equal(looked_at.second_NCTHW, looked_at.second_NCTHW)
+    assert made == [4, 4, 6]
+    by_hand = generator(4)
+    for taken, first, second in 2 * [(batch.clips_BTHWC, batch.first_NTHWC, batch.second_NTHWC)]:
+        shown = [augment_clips(plain(value), config, by_hand) for value in (taken, first, second)]
+    assert torch.equal(nobody_looks.clips_BCTHW, shown[0])
+    assert torch.equal(nobody_looks.first_NCTHW, shown[1])
+    assert torch.equal(nobody_looks.second_NCTHW, shown[2])
 
 
 @pytest.mark.parametrize(
