@@ -3,6 +3,7 @@
 import copy
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -233,7 +234,8 @@ def test_without_a_reward_and_critics_moves_f_B_stands_by():
     assert [losses.privacy is None for losses in seen] == [False, False, True, True, True]
     for seed in range(2, 5):
         batch = make_batch(twin, seed=seed)
-        batch = replace(batch, first_NCTHW=batch.first_NCTHW * float("nan"))  # who looks at a view learns nothing else
+        unseen = partial(pytest.fail, "a view was looked at")
+        batch = Batch(batch.clips_BCTHW, batch.labels_B, unseen, unseen)
         torch.testing.assert_close(anonymizer_move(twin, batch, config).action, seen[seed].action)
     assert not moved(players.anonymizer, weights(twin.anonymizer))
 
@@ -247,8 +249,12 @@ def test_one_pass_for_both_views_is_two_passes_with_group_norm():
     with torch.no_grad():
         first, second = (twin.f_A.transform(view)[:, :, -1] for view in (batch.first_NCTHW, batch.second_NCTHW))
     twin.privacy.descend(nt_xent(twin.privacy.network(first), twin.privacy.network(second), config.temperature))
-    for ours, theirs in zip(players.privacy.network.parameters(), twin.privacy.network.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    ours, theirs = (
+        torch.cat([value.detach().flatten() for value in seats.privacy.network.parameters()])
+        for seats in (players, twin)
+    )
+    # Of all weights together: where a gradient is almost 0, Adam makes a step of its rounding.
+    assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
 
 
 def test_batch_norm_statistics_move_only_in_the_movers():
