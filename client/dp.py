@@ -40,7 +40,7 @@ from spact_models.minimax import Player, Players, anonymized_views, has_lesson, 
 from spact_models.noise import KEY_BYTES, ROUNDING_HEADROOM, SecretStream
 from spact_models.seeds import seed_for, seed_noise
 from spact_models.settings import GameConfig, Settings
-from spact_models.views import NO_AUGMENTATION, AugmentConfig, Batch, FrameBatch, prepare
+from spact_models.views import Batch, FrameBatch, augmentation, prepare
 
 KEY_FILE = "group.key"
 LEDGER = "privacy.json"
@@ -188,7 +188,7 @@ class Groups:
         frames = self.loader.batch_of(clips, views, rng).to(self.device)
         if self.settings.views.source == "image":
             frames = FrameBatch(frames.clips_BTHWC, frames.labels_B, frames.first_NTHWC, frames.first_NTHWC)
-        augment = AugmentConfig() if self.settings.augment.enabled else NO_AUGMENTATION
+        augment = augmentation(self.settings.augment)
         return prepare(frames, augment, torch.Generator().manual_seed(seed_for("augment", own)))
 
 

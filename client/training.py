@@ -28,7 +28,7 @@ from spact_models.noise import SecretStream
 from spact_models.seeds import own_noise, seed_for, seed_noise
 from spact_models.settings import Settings
 from spact_models.speed import compile_networks, make_adam, onto, plain_copy, prepare_device, seat_in_memory
-from spact_models.views import NO_AUGMENTATION, AugmentConfig, Batch, FrameBatch, prepare, to_float_BCTHW
+from spact_models.views import Batch, FrameBatch, augmentation, prepare, to_float_BCTHW
 from spact_models.warmup import warmup_step
 
 on_step: ContextVar[Callable[[], object]] = ContextVar("on_step", default=lambda: None)  # progress bars hang on to it
@@ -147,7 +147,7 @@ def prepared(
     frame_batches: Iterator[FrameBatch], settings: Settings, generator: torch.Generator, device: torch.device
 ) -> Iterator[Batch]:
     """uint8 to the device, float and augmentation there; ``views.source = image`` crops one picture twice."""
-    augment = AugmentConfig() if settings.augment.enabled else NO_AUGMENTATION
+    augment = augmentation(settings.augment)
     for frames in frame_batches:
         moved = onto(device, frames)
         if settings.views.source == "image":

@@ -356,9 +356,14 @@ class ReleaseConfig:
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """Whole-clip augmentation; the ranges are the reference's and live in ``views.AugmentConfig``."""
+    """Whole-clip augmentation; the other ranges are the reference's and live in ``views.AugmentConfig``."""
 
     enabled: bool = True  # off only for tests and identities
+    crop_min_share: float = 0.6  # a crop keeps this to all of each side; the reference's. Use sees whole frames
+
+    def __post_init__(self) -> None:
+        rule = "must be above 0 and at most 1 (1 = whole frames)"
+        require(0.0 < self.crop_min_share <= 1.0, "crop_min_share", self.crop_min_share, rule)
 
 
 @dataclass(frozen=True)

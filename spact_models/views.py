@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spact_models.errors import UserError
+from spact_models.settings import AugmentSettings
 
 MadeLater = Callable[[], Tensor]
 
@@ -128,6 +129,11 @@ NO_AUGMENTATION = AugmentConfig(
     grey_probability=0.0,
     erase_probability=0.0,
 )
+
+
+def augmentation(chosen: AugmentSettings) -> AugmentConfig:
+    """What training varies, by a run's settings."""
+    return AugmentConfig(crop_min_share=chosen.crop_min_share) if chosen.enabled else NO_AUGMENTATION
 
 
 @dataclass(frozen=True)

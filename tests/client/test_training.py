@@ -342,6 +342,16 @@ def test_two_crops_of_one_picture_or_two_frames_of_one_video(site):
     assert not torch.equal(batch.first_NCTHW, batch.second_NCTHW)  # two crops
 
 
+def test_training_crops_as_the_settings_say(site):
+    def first_clips(**changes):
+        one = site(**changes)
+        draws = torch.Generator().manual_seed(1)
+        return next(prepared(one.loader(0).training(3), one.settings, draws, torch.device("cpu"))).clips_BCTHW
+
+    assert torch.equal(first_clips(), first_clips(**{"augment.crop_min_share": 0.6}))
+    assert not torch.equal(first_clips(), first_clips(**{"augment.crop_min_share": 0.9}))
+
+
 def tensors(tree):
     if isinstance(tree, torch.Tensor):
         return [tree]

@@ -61,6 +61,7 @@ def test_unknown_key_names_the_nearest():
         ("game.lr_action", -1.0, r"game\.lr_action = -1\.0, must be above 0"),
         ("game.price_of", "picture", r"game\.price_of = 'picture', must be one of: shown, drawn"),
         ("game.critic_steps", 0, r"game\.critic_steps = 0, must be at least 1; 0 only with joint_step = true"),
+        ("augment.crop_min_share", 0.0, r"augment\.crop_min_share = 0\.0, must be above 0 and at most 1"),
         ("networks.norm", "layer", r"networks\.norm = 'layer', must be one of: group, batch"),
         ("device", "gpu", r"device = 'gpu', must be auto, cpu, cuda or cuda:N"),
         ("preset", "huge", r"preset = 'huge', must be one of: tiny, small, paper"),

@@ -1,6 +1,7 @@
 """Batches and augmentation: one draw a clip, the same for all frames, the same from the same generator."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,17 @@ from torch import Tensor
 
 from spact_models import views
 from spact_models.errors import UserError
-from spact_models.views import NO_AUGMENTATION, AugmentConfig, FrameBatch, augment_clips, draw, prepare, to_float_BCTHW
+from spact_models.settings import AugmentSettings
+from spact_models.views import (
+    NO_AUGMENTATION,
+    AugmentConfig,
+    FrameBatch,
+    augment_clips,
+    augmentation,
+    draw,
+    prepare,
+    to_float_BCTHW,
+)
 
 STILL = NO_AUGMENTATION
 
@@ -202,6 +213,23 @@ def test_views_are_made_when_looked_at_and_the_draws_are_the_same_if_nobody_look
     assert torch.equal(nobody_looks.clips_BCTHW, shown[0])
     assert torch.equal(nobody_looks.first_NCTHW, shown[1])
     assert torch.equal(nobody_looks.second_NCTHW, shown[2])
+
+
+def test_the_settings_say_how_much_a_crop_keeps() -> None:
+    """Of a bright left edge, a tenth of the frame, whole frames keep all, and crops less the more they may cut."""
+    edge = torch.zeros(400, 3, 1, 20, 20)
+    edge[..., :2] = 1.0
+    kept = []
+    for share in (1.0, 0.9, 0.6):
+        config = augmentation(AugmentSettings(crop_min_share=share))
+        assert config == replace(AugmentConfig(), crop_min_share=share)
+        cropped = augment_clips(edge, only(crop_min_share=config.crop_min_share), generator(3))
+        kept.append(float((cropped[..., 0] > 0.9).float().mean()))
+    assert kept[0] == 1.0 > kept[1] > 0.8 > kept[2]
+
+
+def test_settings_can_switch_augmentation_off() -> None:
+    assert augmentation(AugmentSettings(enabled=False, crop_min_share=0.9)) == NO_AUGMENTATION
 
 
 @pytest.mark.parametrize(
