@@ -28,7 +28,7 @@ def profiled(quick: bool) -> str:
         rate = f"{event.flops / own / 1e3:.1f}" if event.flops and own else "–"
         lines.append(f"| {event.key} | {event.count} | {100 * own / total:.1f} % | {rate} |")
     peak, band = peak_flops(scene.device) / 1e9, bandwidth(scene.device) / 1e9
-    limits = f"matrix product {peak:.1f} GFLOP/s, copy {band:.1f} GB/s"
+    limits = f"matrix product or convolution {peak:.1f} GFLOP/s, copy {band:.1f} GB/s"
     lines += ["", f"Limits here: {limits}; {torch.get_num_threads()} threads."]
     return "\n".join(lines)
 
