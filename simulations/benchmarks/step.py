@@ -116,7 +116,7 @@ def measure_bf16(quick: bool, repeats: int, on_step: Callable[[], object]) -> It
 
 
 @contextmanager
-def plain_pairs(scene: Scene, quick: bool) -> Iterator[Callable[[], object]]:
+def plain_pairs(scene: Scene, quick: bool) -> Iterator[Callable[[], tuple[float, float]]]:
     """The twin's pair of moves, again and again on one game. On a CPU in a process of its own.
 
     There our way keeps the memory that it frees (``keep_freed_memory``), and what shares its process does so too.
@@ -137,9 +137,9 @@ def _sit_down(quick: bool, seed: int) -> None:
     _apart.append((scene.twin(), scene))
 
 
-def _play_on() -> None:
+def _play_on() -> tuple[float, float]:
     plain, scene = _apart[0]
-    plain.pair(scene.batch)
+    return plain.pair(scene.batch)
 
 
 def _what(scene: Scene) -> str:

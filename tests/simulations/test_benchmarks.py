@@ -7,7 +7,7 @@ import pytest
 from fedspact import main
 from simulations.benchmarks.command import line_of, markdown
 from simulations.benchmarks.measured import Row, Spread, in_turns
-from simulations.benchmarks.step import Scene, pair
+from simulations.benchmarks.step import Scene, pair, plain_pairs
 from simulations.benchmarks.wire import measure_wire
 
 
@@ -15,6 +15,14 @@ def test_ours_and_the_twin_play_the_same_game():
     scene = Scene.make("fp32", quick=True)
     mine, theirs = pair(scene.ours(), scene), scene.twin().pair(scene.batch)
     assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+def test_the_twin_in_a_process_of_its_own_plays_the_same_game_on():
+    scene = Scene.make("fp32", quick=True, seed=3)
+    here = scene.twin()
+    with plain_pairs(scene, quick=True) as plain_pair:
+        for _ in range(2):
+            assert plain_pair() == pytest.approx(here.pair(scene.batch), rel=1e-3)
 
 
 def test_rows_are_kept_and_a_ratio_that_fell_behind_is_a_status(tmp_path, capsys):
