@@ -359,7 +359,7 @@ class AugmentSettings:
     """Whole-clip augmentation; the other ranges are the reference's and live in ``views.AugmentConfig``."""
 
     enabled: bool = True  # off only for tests and identities
-    crop_min_share: float = 0.6  # a crop keeps this to all of each side; the reference's. Use sees whole frames
+    crop_min_share: float = PRESET  # a crop keeps this to all of each side; 0.6 in the paper, use sees whole frames
 
     def __post_init__(self) -> None:
         rule = "must be above 0 and at most 1 (1 = whole frames)"
