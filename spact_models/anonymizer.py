@@ -23,7 +23,6 @@ from spact_models.views import GREY_WEIGHTS
 Kind = Literal["frame", "motion"]
 MotionInput = Literal["onebit", "difference", "frames"]
 
-WIDE = 64  # channels of the U-Net's first level, the paper's
 DIFFERENCE_GAIN = 3.0  # grey differences of real footage are faint; × 3 spreads them over [0, 1]
 
 
@@ -222,7 +221,6 @@ class UNet(nn.Module):
     def forward(self, pictures_NCHW: Tensor) -> Tensor:
         height, width = pictures_NCHW.shape[-2:]
         patches = functional.pixel_unshuffle(self._padded(pictures_NCHW), self.patch_px)
-        patches = _laid_out(patches, wide=self.exit.in_channels >= WIDE)
         level = self.entry(patches)
         skips = []
         for down in self.downs:
@@ -372,20 +370,6 @@ def _side_by_side(pictures_BCTHW: Tensor, count: int) -> Tensor:
     """(B,C,T,H,W) -> (B,count*C,T-count+1,H,W): each picture behind the ``count - 1`` before it, the newest last."""
     length = pictures_BCTHW.shape[2] - count + 1
     return torch.cat([pictures_BCTHW[:, :, place : place + length] for place in range(count)], dim=1)
-
-
-def _laid_out(patches_NCHW: Tensor, wide: bool) -> Tensor:
-    """The same values, in memory as the device works fastest on them; what follows a layer keeps its input's order.
-
-    Only forward passes on an AVX-512 CPU: channels-last took 11 to 22 % off them in float32 at all three presets' sizes
-    (128 to 4 frames, 1 and 2 threads) and 20 % in bf16 at the paper's, where smaller networks lose; off a forward and
-    backward pass together it takes nothing.
-    """
-    loses = torch.is_grad_enabled() or (torch.is_autocast_enabled("cpu") and not wide)
-    elsewhere = patches_NCHW.device.type != "cpu" or torch.compiler.is_compiling()
-    if loses or elsewhere or torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return patches_NCHW
-    return patches_NCHW.contiguous(memory_format=torch.channels_last)
 
 
 def _resized(frames_NCHW: Tensor, height: int, width: int) -> Tensor:
