@@ -140,7 +140,7 @@ def test_every_arm_takes_its_share_of_each_networks_steps(squares, rows, tmp_pat
 
 
 def test_one_site_federated_is_the_centralized_cell_and_that_site_alone(squares, rows, tmp_path, fast):
-    plan = plan_of(squares, fast, sites=1)
+    plan = plan_of(squares, {**fast, "wire.dtype": "float32"}, sites=1)
     cells = (Cell("federated", 0, "iid"), Cell("centralized", 0), Cell("local-only", 0, "iid", 1))
     federated, centralized, alone = (trained(plan, rows, tmp_path / "c", cell) for cell in cells)
     assert distance(federated, centralized) < 1e-4
