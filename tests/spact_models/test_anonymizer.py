@@ -310,7 +310,7 @@ def test_channels_last_gives_the_same_frames() -> None:
 
 
 def test_without_gradients_the_frames_are_the_same() -> None:
-    """An AVX-512 CPU then works in another memory order (`_laid_out`)."""
+    """The critics' move, the judge and use build no graph; the anonymizer's move does."""
     network, raw = anonymizer(kind="motion"), clip()
     with torch.no_grad():
         shown = network(raw)
