@@ -10,8 +10,6 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from client.footage import open_footage
 from client.site import load_site
 from client.state import LocalState
@@ -22,6 +20,7 @@ from server.records import RoundRecord, SiteRecord
 from server.runs import RunFolder
 from simulations.federated import deal_out
 from simulations.laboratory import Laboratory, add_run_arguments, finish, open_laboratory, steps_of_run
+from simulations.progress import progress_bar
 from spact_models.errors import UserError
 from spact_models.exchange import ACTION, snapshot
 from spact_models.networks import Networks, buffers_of, build_networks, checkpoint_header
@@ -69,7 +68,7 @@ def play_alone(lab: Laboratory, settings: Settings, site_file: Path) -> None:
     networks.action.to(device)
     loader = open_footage(site, settings).loader(settings, classes, networks.anonymizer.history)
     lab.run.begin(settings.flat())
-    with tqdm(total=steps_of_run(settings, 1), desc="train", unit="step", leave=False) as bar:
+    with progress_bar("train", "step", steps_of_run(settings, 1)) as bar:
         token = on_step.set(bar.update)
         try:
             _play_rounds(lab.run, settings, site.name, networks, loader)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from client.app import make_app
 from client.training import on_step
@@ -19,6 +18,7 @@ from server.runs import RunFolder
 from simulations.inprocess import InProcessGrid
 from simulations.laboratory import Laboratory, add_run_arguments, finish, open_laboratory, settings_from, steps_of_run
 from simulations.partition import deal_views, partition, write_sites
+from simulations.progress import progress_bar
 from simulations.resume import dealt_sites, reopen_laboratory
 from spact_models.errors import RunStopped, UserError
 from spact_models.seeds import pick_device
@@ -112,7 +112,7 @@ def _in_process(settings: Settings, site_files: Sequence[Path], run: RunFolder) 
     device = pick_device(settings.device)
     stop, counting = threading.Event(), threading.Lock()
     with (
-        tqdm(total=steps_of_run(settings, len(nodes)), desc="train", unit="step", leave=False) as bar,
+        progress_bar("train", "step", steps_of_run(settings, len(nodes))) as bar,
         Workshop(device, stop.set, sites_at_once(settings, len(nodes), device)) as workshop,
     ):
 

@@ -9,14 +9,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from client.app import make_app
 from client.training import on_step
 from server.policy import load_policy
 from server.release import RESULT, Outcome, release, site_figures
 from server.runs import RunFolder
 from simulations.inprocess import InProcessGrid
+from simulations.progress import progress_bar
 from spact_models.attackers import check_attackers
 from spact_models.errors import UserError
 from spact_models.model_card import UNSTATED
@@ -69,7 +68,7 @@ def _release(args: argparse.Namespace) -> int:
             f"{folder.path / SITES}: no simulated sites here. A federation of real sites is asked by flwr run with "
             'task = "release" (docs/release.md).'
         )
-    with tqdm(desc="judge", unit="step", leave=False, disable=None) as bar:
+    with progress_bar("judge", "step") as bar:
         nodes = [{"site": str(file)} for file in sites]
         grid = InProcessGrid(
             make_app(), nodes, settings.flat(), lambda node, _: bar.set_postfix_str(f"site {node}/{len(nodes)}")

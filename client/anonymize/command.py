@@ -32,6 +32,7 @@ from client.anonymize.stream import StreamAnonymizer
 from client.video.decode import UnreadableVideo
 from spact_models.errors import UserError
 from spact_models.seeds import pick_device
+from spact_models.speed import keep_freed_memory
 
 SUMMARY = "anonymize.json"  # in the output folder: what was done and what was refused
 
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     """Anonymise all inputs; one that cannot be read does not stop the others."""
     _check(args)
     how = _how_to(args)
+    keep_freed_memory()
     jobs = plan(args.inputs, args.out, f".{args.container}")
     results = _Results(single=len(jobs) == 1)
     gallery = open_gallery(jobs, args.out, args.force) if args.preview else None

@@ -26,6 +26,7 @@ from torch import Tensor
 from client.video.decode import Frames, to_rgb
 from spact_models.anonymizer import Anonymizer
 from spact_models.errors import UserError
+from spact_models.speed import lay_passes
 from spact_models.views import to_float_BCTHW
 
 Precision = Literal["fp32", "bf16"]
@@ -87,6 +88,7 @@ class StreamAnonymizer:
             anonymizer = _at_size(anonymizer, working_px)
         self.device = torch.device(device)
         self.anonymizer = anonymizer.to(self.device).eval()
+        lay_passes(self.anonymizer)
         self.precision = precision
         self.smooth = smooth
         self.size_px = anonymizer.config.size_px

@@ -43,10 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Attack, show the table, write ``audit.json``."""
-    from tqdm import tqdm
-
     from simulations.audit.attacks import ATTACKS, expected_steps, person_of
     from simulations.audit.findings import FILE, table
+    from simulations.progress import progress_bar
 
     attacks = _attacks(args.only)
     if args.noise <= 0:
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or args.run / FILE
     findings: list[Finding] = []
     for name in attacks:
-        with tqdm(desc=name, unit="step", leave=False, total=expected_steps(case, name)) as bar:
+        with progress_bar(name, "step", expected_steps(case, name)) as bar:
             findings.extend(ATTACKS[name](case, bar.update))
         _audit(case, model, findings, attacks, started).write(out)
     print(table(findings))

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from client.video.cache import FrameCache
 from client.video.rows import Row
+from simulations.progress import progress_bar
 from simulations.protocols.attacks import Attacks, steps
 from simulations.protocols.bench import ANONYMIZED, BLACKENED, CROPS, Bench, set_up
 from simulations.protocols.delivered import digest
@@ -114,7 +114,7 @@ def judge_suite(
         name: anonymizer if name == ANONYMIZED else by_name("raw" if bench.other_files(name) else name) for name in todo
     }
     with (
-        tqdm(total=total, desc="judge", unit="step", disable=None if progress else True, leave=False) as bar,
+        progress_bar("judge", "step", total, progress) as bar,
         Attacks(suite, settings, bench, device, bar) as attacks,
     ):
         for name, found in attacks.on(named):

@@ -19,6 +19,7 @@ from spact_models.memory import GIB, blocks_of, fixed_bytes, paths_of
 from spact_models.minimax import play
 from spact_models.networks import build_networks, build_privacy_network
 from spact_models.run_config import load_settings
+from spact_models.speed import lay_passes
 from spact_models.views import Batch
 
 CLASSES = ["jump", "walk", "wave"]
@@ -155,6 +156,35 @@ def test_channels_last_is_where_it_helps_and_never_under_differential_privacy(fa
     assert lies({"speed.channels_last": "off"}) == set()
     assert lies({"networks.action": "r3d18", "networks.privacy": "resnet50"}) == {4}
     assert lies({"speed.channels_last": "on", "dp.unit": "site", "strategy.weighting": "equal"}) == set()
+
+
+@pytest.mark.parametrize(
+    ("cpu", "changes", "gradients", "half", "expected"),
+    [
+        ("AVX512", {}, False, False, True),
+        ("AVX512", {}, True, False, False),
+        ("AVX512", {}, False, True, False),  # bf16 gains at the paper's width alone
+        ("AVX512", {"networks.anonymizer_channels": 64}, False, True, True),
+        ("AVX512", {"speed.channels_last": "off"}, False, False, False),
+        ("AVX512", {"dp.unit": "site", "strategy.weighting": "equal"}, False, False, False),
+        ("AVX2", {}, False, False, False),
+    ],
+)
+def test_f_A_passes_without_gradients_lie_channels_last_where_they_gain(
+    fast, monkeypatch, cpu, changes, gradients, half, expected
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: cpu)
+    f_A = seats(load_settings({**fast, **QUIET, **changes})).f_A
+    laid = []
+    f_A.unet.entry[0].register_forward_pre_hook(lambda _, given: laid.append(not given[0].is_contiguous()))
+    clip = torch.rand(2, 3, 5, 32, 32)
+    with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        shown = f_A.transform(clip)
+    assert laid == [expected]
+    lay_passes(f_A, channels_last=False)
+    with torch.no_grad():
+        plain = f_A.transform(clip)
+    torch.testing.assert_close(shown.detach().float(), plain, rtol=0, atol=0.03 if half else 1e-5)
 
 
 def all_of(player):

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from spact_models import bf16
 from spact_models.errors import UserError
 from spact_models.memory import (
     GIB,
@@ -129,6 +130,21 @@ def test_the_same_losses_and_gradients_from_fewer_bytes(wide, norm, move):
             torch.testing.assert_close(theirs[name], value, rtol=1e-5, atol=1e-6)
     if norm == "group" and move is anonymizer_move:
         assert lower < 0.6 * peak
+
+
+def test_in_bf16_what_is_computed_again_is_computed_as_the_first_time(wide, monkeypatch):
+    """The second pass runs in bf16 too, and its 3D convolutions take their weights' gradients in float32."""
+    monkeypatch.setattr(bf16, "fast_bf16", lambda: True)
+    settings = load_settings({**wide, **CONVOLUTIONS, "clip.frames": 4, "precision": "bf16"})
+    free, tight = (make_players(settings) for _ in range(2))
+    free.precision = tight.precision = "bf16"
+    compute_again(tight, [name for name, _ in blocks_of(tight)])
+    losses, gradients, _ = played(free, critics_move, settings)
+    again, same, _ = played(tight, critics_move, settings)
+    assert float(again.action) == float(losses.action)
+    assert len(same) == len(gradients) > 0
+    for ours, theirs in zip(same, gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.42])
