@@ -71,7 +71,9 @@ class Limits:
     def apply_to(self, device: torch.device) -> None:
         """Hold this process to its share of the GPU's memory; nothing to do on a CPU."""
         if device.type == "cuda" and self.gpu_memory_share < 1:
-            torch.cuda.set_per_process_memory_fraction(self.gpu_memory_share, device)
+            # torch takes no device without a number here
+            number = torch.cuda.current_device() if device.index is None else device.index
+            torch.cuda.set_per_process_memory_fraction(self.gpu_memory_share, number)
 
 
 @dataclass(frozen=True)

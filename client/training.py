@@ -21,7 +21,7 @@ from spact_models.anonymizer import represent
 from spact_models.errors import UserError
 from spact_models.exchange import ACTION, branch, install, snapshot, trained_names
 from spact_models.losses import chance_level
-from spact_models.memory import fit_memory
+from spact_models.memory import compute_again, fit_memory
 from spact_models.minimax import Losses, Player, Players, play
 from spact_models.networks import Networks, build_privacy_network
 from spact_models.noise import SecretStream
@@ -82,6 +82,7 @@ def local_round(
             _play_by_groups(task, settings, players, groups)
         else:
             seen = _play_phase(task, settings, players, _batches(task, settings, site_name, loader, players))
+    compute_again(players, ())  # a block that knows its wrapper waits for the garbage collector, on the device
     weights, left = snapshot(networks.anonymizer, networks.action), _leave_table(task, players, networks)
     _check_finite(task, {**weights, **left.privacy, **left.buffers})
     metrics = {

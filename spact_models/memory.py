@@ -154,8 +154,9 @@ def choose(paths: Sequence[Path], fixed: int, budget: int) -> Plan:
 def paths_of(players: Players, settings: Settings) -> list[Path]:
     """The two halves of the anonymizer's move, the largest: one clip and one view measured, times the batch.
 
-    Not counted: the gradients of activations on their way (in the tests up to a third of what is kept), and what a
-    convolution works in.
+    What two examples keep more than one is an example's; what is left of one (autocast's copies of weights) is the
+    batch's once. Not counted: the gradients of activations on their way (in the tests up to a third of what is kept),
+    and what a convolution works in.
     """
     device = next(players.f_A.parameters()).device
     size, history, batch = settings.clip.size_px, players.f_A.history, settings.batch
@@ -165,10 +166,16 @@ def paths_of(players: Players, settings: Settings) -> list[Path]:
     )
     found = []
     for critic, frames, count in halves:
-        example = torch.zeros(1, 3, frames + history, size, size, device=device)
-        with counted(players) as (kept, taken):
-            _pass(players, critic, example)
-        found.append(Path(_times(count, kept), _times(count, taken), count, count * frames))
+        seen = []
+        for examples in (1, 2):
+            with counted(players) as (kept, taken):
+                _pass(players, critic, torch.zeros(examples, 3, frames + history, size, size, device=device))
+            seen.append((kept, taken))
+        (kept, taken), (twice, _) = seen
+        each = Counter({name: twice[name] - one for name, one in kept.items()})
+        whole = _times(count, each)
+        whole[OUTSIDE] += kept.total() - each.total()
+        found.append(Path(whole, _times(count, taken), count, count * frames))
     return found
 
 

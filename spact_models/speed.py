@@ -11,14 +11,15 @@ from __future__ import annotations
 import ctypes
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from spact_models.anonymizer import Anonymizer, DoubleConv
+from spact_models.anonymizer import Anonymizer
 from spact_models.bf16 import fast_bf16
 from spact_models.minimax import Players
 from spact_models.settings import Settings
@@ -81,18 +82,19 @@ def lay_passes(f_A: Anonymizer, channels_last: bool = True) -> None:
     with gradients stay as they are.
     """
     entry = f_A.unet.entry
-    vars(entry).pop("forward", None)
+    earlier: RemovableHandle | None = vars(entry).pop("laid_by", None)
+    if earlier is not None:
+        earlier.remove()
     if channels_last and torch.backends.cpu.get_cpu_capability().upper().startswith("AVX512"):
         narrow = f_A.config.base_channels < BF16_CHANNELS
-        entry.forward = partial(_laid_out, entry, narrow)  # type: ignore[method-assign]  # a copy of f_A has its own
+        vars(entry)["laid_by"] = entry.register_forward_pre_hook(partial(_laid_out, narrow))
 
 
-def _laid_out(entry: DoubleConv, narrow: bool, patches_NCHW: Tensor) -> Tensor:
-    plain: Callable[[Tensor], Tensor] = DoubleConv.forward.__get__(entry)
+def _laid_out(narrow: bool, _: nn.Module, given: tuple[Tensor]) -> tuple[Tensor] | None:
     loses = torch.is_grad_enabled() or (narrow and torch.is_autocast_enabled("cpu"))
-    if loses or patches_NCHW.device.type != "cpu" or torch.compiler.is_compiling():
-        return plain(patches_NCHW)
-    return plain(patches_NCHW.contiguous(memory_format=torch.channels_last))
+    if loses or given[0].device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    return (given[0].contiguous(memory_format=torch.channels_last),)
 
 
 def plain_copy(value: Tensor) -> Tensor:

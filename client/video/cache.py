@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1  # raise it when the same video would give other pixels
 GIB = 2**30
+LOOK_AGAIN = 0.02  # of the limit: written by one cache since it last listed the folder, where others may write too
 EVICT_TO = 0.9  # evicting frees this much room at once, so that the folder is not listed for every new video
 ABANDONED_SECONDS = 3600  # a temporary file not written to for so long belongs to a killed process
 OPEN_ENTRIES = 4096  # memory maps held open; the kernel allows 65,530 a process
@@ -82,6 +83,7 @@ class FrameCache:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _remove_parts(self.folder, older_than_s=ABANDONED_SECONDS)
             self._bytes = self.size_bytes()
+        self._written = 0  # since then
         self._evicted_ns = 0  # when the most recently used of the evicted entries was last used
 
     def frames(self, path: Path) -> Frames:
@@ -223,11 +225,14 @@ class FrameCache:
 
     def _keep_below_limit(self, newest: Path) -> None:
         with self._lock, suppress(FileNotFoundError):
-            self._bytes += newest.stat().st_size
-            if self._bytes <= self.limit_bytes:
+            size = newest.stat().st_size
+            self._bytes += size
+            self._written += size
+            if self._bytes <= self.limit_bytes and self._written <= LOOK_AGAIN * self.limit_bytes:
                 return
+            self._written = 0
             entries = sorted(_entries(self.folder), key=lambda item: item[1].st_mtime_ns)
-            self._bytes = sum(status.st_size for _, status in entries)  # other processes write here too
+            self._bytes = sum(status.st_size for _, status in entries)
             if self._bytes <= self.limit_bytes:
                 return
             for entry, status in entries:

@@ -153,6 +153,15 @@ def test_the_least_recently_used_goes_first(tmp_path):
     assert (cache.frames(paths[1]) == decode_video(paths[1], SIZE)).all()  # and comes back when asked for
 
 
+def test_caches_that_share_a_folder_keep_below_the_limit_together(tmp_path):
+    """As sites of one simulation do: each writes less than the limit, all together far more."""
+    one = 6 * SIZE * SIZE * 3 + 128
+    sites = [FrameCache(tmp_path / "cache", SIZE, limit_gib=4.5 * one / 2**30) for _ in range(3)]
+    for number in range(9):
+        sites[number % 3].frames(video(tmp_path / f"{number}.mp4", 20 * number))
+        assert sites[0].size_bytes() <= sites[0].limit_bytes
+
+
 def test_a_map_in_use_outlives_its_eviction(tmp_path):
     paths = [video(tmp_path / f"{i}.mp4", 40 * i) for i in range(3)]
     cache = FrameCache(tmp_path / "cache", SIZE, limit_gib=1.5 * (6 * SIZE * SIZE * 3 + 128) / 2**30)
@@ -212,7 +221,7 @@ def test_two_processes_share_a_folder(tmp_path):
     children = [context.Process(target=decode_in_child, args=(tmp_path / "cache", paths, results)) for _ in range(2)]
     for child in children:
         child.start()
-    found = [results.get(timeout=60) for _ in children]
+    found = [results.get(timeout=300) for _ in children]
     for child in children:
         child.join()
     expected = (0, [int(decode_video(path, SIZE).sum()) for path in paths])

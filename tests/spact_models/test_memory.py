@@ -49,7 +49,8 @@ def wide(fast):
 def make_players(settings):
     networks = build_networks(settings, ["a", "b", "c"])
     three = (networks.anonymizer, networks.action, build_privacy_network(settings, "s"))
-    return Players(*(Player(network, torch.optim.SGD(network.parameters(), lr=0.0)) for network in three))
+    seats = (Player(network, torch.optim.SGD(network.parameters(), lr=0.0)) for network in three)
+    return Players(*seats, precision=settings.precision)
 
 
 def make_batch(settings, history=1):
@@ -137,7 +138,6 @@ def test_in_bf16_what_is_computed_again_is_computed_as_the_first_time(wide, monk
     monkeypatch.setattr(bf16, "fast_bf16", lambda: True)
     settings = load_settings({**wide, **CONVOLUTIONS, "clip.frames": 4, "precision": "bf16"})
     free, tight = (make_players(settings) for _ in range(2))
-    free.precision = tight.precision = "bf16"
     compute_again(tight, [name for name, _ in blocks_of(tight)])
     losses, gradients, _ = played(free, critics_move, settings)
     again, same, _ = played(tight, critics_move, settings)
