@@ -134,8 +134,9 @@ def _in_process(settings: Settings, site_files: Sequence[Path], run: RunFolder) 
 
 
 def _on_ray(settings: Settings, site_files: Sequence[Path], run: RunFolder) -> None:
-    """The same apps on Flower's simulation runtime; each ClientApp gets one core."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice about GPUs that are not there
+    """The same apps on Flower's simulation runtime; each ClientApp gets one core, and a GPU where it trains on one."""
+    gpu = pick_device(settings.device).type == "cuda"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice about GPUs not asked for
     from flwr.app import Context
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation
@@ -155,7 +156,7 @@ def _on_ray(settings: Settings, site_files: Sequence[Path], run: RunFolder) -> N
         server_app=server,
         client_app=client,
         num_supernodes=len(site_files),
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": float(gpu)}},
     )
     if failure:
         raise failure[0]

@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from server.aggregate import StreamingMean
 from server.step import ServerStep
+from simulations.benchmarks.measured import in_turns
 from spact_models.exchange import expected_shapes
 from spact_models.quantize import narrowed
 from spact_models.resident import peak_rss_mb
@@ -30,7 +30,9 @@ from spact_models.settings import StrategyConfig
 LAYERS = 40  # equal ones, as many as the paper's networks have convolutions
 
 
-def measure_aggregation(sites: int, megabytes: float, dtype: str, repeats: int = 5) -> dict[str, Any]:
+def measure_aggregation(
+    sites: int, megabytes: float, dtype: str, repeats: int = 5, on_step: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
     """Seconds from replies in memory to new weights, and of the twin: ``torch.Tensor.add_`` of float32 values.
 
     Both get the same number of values, in turn. The twin checks nothing and narrows nothing: it is what the memory
@@ -42,8 +44,8 @@ def measure_aggregation(sites: int, megabytes: float, dtype: str, repeats: int =
         dtype: of the updates.
 
     Returns:
-        Medians over the repeats, per update, in seconds and in GB/s of float32 values; ``ratio`` of ours to the twin,
-        above 1 = faster than the twin, and the spread of the repeats' own ratios.
+        Per update, median, lowest and highest of the repeats: seconds of ours and the twin's, ``ratio`` of the twin's
+        to ours (above 1 = faster than the twin); and GB/s of float32 values.
     """
     weights = layers(megabytes)
     update, scales = _update(weights, dtype)
@@ -63,23 +65,18 @@ def measure_aggregation(sites: int, megabytes: float, dtype: str, repeats: int =
         for _ in range(sites):
             total.add_(added)
 
-    ours()  # both have met their memory before the first is timed
-    twin()
-    pairs = [(_seconds(ours) / sites, _seconds(twin) / sites) for _ in range(repeats)]
-    own, plain = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratios = sorted(twin_s / own_s for own_s, twin_s in pairs)
+    own, plain, ratio = in_turns(ours, twin, repeats, on_step)
     size = 4 * _values(weights)
     return {
         "sites": sites,
         "megabytes": round(size / 1e6, 1),
         "dtype": dtype,
         "threads": torch.get_num_threads(),
-        "seconds": own,
-        "seconds_add": plain,
-        "gb_per_s": round(size / own / 1e9, 2),
-        "gb_per_s_add": round(size / plain / 1e9, 2),
-        "ratio": round(plain / own, 3),
-        "ratio_spread": [round(ratios[0], 3), round(ratios[-1], 3)],
+        "seconds": asdict(own.times(1 / sites)),
+        "seconds_add": asdict(plain.times(1 / sites)),
+        "gb_per_s": round(size * sites / own.median / 1e9, 2),
+        "gb_per_s_add": round(size * sites / plain.median / 1e9, 2),
+        "ratio": asdict(ratio),
     }
 
 
@@ -129,12 +126,6 @@ def _update(weights: Mapping[str, Tensor], dtype: str, seed: int = 0) -> tuple[d
         arrays[name] = Array(packed.values[name].numpy())
         scales.update(packed.scales)
     return arrays, scales
-
-
-def _seconds(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def main() -> None:

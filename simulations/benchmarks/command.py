@@ -6,15 +6,17 @@ import argparse
 import difflib
 import importlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from simulations.benchmarks.measured import Row, Spread, machine
 from spact_models.checkpoint import write_atomically
-from spact_models.errors import UserError
+from spact_models.errors import RunStopped, UserError
 
 FORMAT, FORMAT_VERSION = "fedspact-bench", 1
 Benchmark = Callable[[bool, int, Callable[[], object]], Iterator[Row]]
@@ -38,6 +40,7 @@ BENCHMARKS = {  # name: where, and what it is about; modules are imported when t
     "demo": ("product.measure_demo", "fedspact demo; only when named"),
 }
 ONLY_WHEN_NAMED = ("demo",)
+SIZES = ("MB", "GiB", "models", "% of float32")  # units that say the same on every machine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--list", action="store_true", help="name the benchmarks and leave")
     add("--quick", action="store_true", help="small sizes: whether it runs, not how fast it is")
     add("--repeats", type=int, default=5, help="pairs of timings (%(default)s)")
-    add("--json", type=Path, metavar="FILE", help="write the rows there")
+    add("--json", type=Path, metavar="FILE", help="write the rows there (these alone, in place of what it held)")
     add("--markdown", action="store_true", help="print the table as Markdown, for docs/results.md")
     add("--against", type=Path, metavar="FILE", help="status 1 when a ratio fell behind one kept with --json")
     add("--profile", action="store_true", help="print where the step's time goes instead")
@@ -62,24 +65,31 @@ def run(args: argparse.Namespace) -> int:
     names = checked_names(args.names)
     if args.repeats < 1:
         raise UserError(f"--repeats {args.repeats}: must be at least 1")
-    kept = None if args.against is None else read_rows(args.against)
+    kept = None if args.against is None else read_rows(args.against, args.quick)
+    if args.json is not None and not os.access(args.json.absolute().parent, os.W_OK):
+        raise UserError(f"--json {args.json}: cannot be written there; name a file in a folder that exists")
     if args.profile:
         from simulations.benchmarks.profile import profiled
 
         print(profiled(args.quick))
         return 0
-    rows = []
+    rows, failed = [], []
     with tqdm(names, desc="bench", unit="benchmark", disable=None) as bar:
         for name in bar:
             bar.set_postfix_str(name)
-            for row in _benchmark(name)(args.quick, args.repeats, bar.refresh):
-                rows.append(row)
-                tqdm.write(line_of(row))
-                if args.json is not None:  # what an interruption leaves is whole
-                    write_rows(args.json, rows, args)
+            try:
+                for row in _benchmark(name)(args.quick, args.repeats, bar.refresh):
+                    rows.append(row)
+                    tqdm.write(line_of(row))
+                    if args.json is not None:  # what an interruption leaves is whole
+                        write_rows(args.json, rows, args)
+            except (RunStopped, torch.OutOfMemoryError) as error:  # the others have their say
+                failed.append(name)
+                tqdm.write(f"{name}: failed: {str(error).splitlines()[0]}")
     if args.markdown:
         print("\n" + markdown(rows))
-    return 0 if kept is None else _compare(rows, kept, args.against)
+    worse = 0 if kept is None else _compare(rows, kept, args.against)
+    return 1 if failed else worse
 
 
 def checked_names(names: Sequence[str]) -> list[str]:
@@ -151,11 +161,11 @@ def write_rows(path: Path, rows: Sequence[Row], args: argparse.Namespace) -> Non
         raise UserError(f"--json {path}: cannot be written ({error.strerror}); name another file") from error
 
 
-def read_rows(path: Path) -> Mapping[str, Any]:
+def read_rows(path: Path, quick: bool) -> Mapping[str, Any]:
     """Kept rows by name.
 
     Raises:
-        UserError: no such file, or not one of ours.
+        UserError: no such file, not one of ours or of another version, or of other sizes (``quick``).
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -165,20 +175,42 @@ def read_rows(path: Path) -> Mapping[str, Any]:
         content = None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"--against {path}: not written by `fedspact bench --json`; name such a file")
-    return {row["name"]: row for row in content["rows"]}
+    if content.get("format_version") != FORMAT_VERSION:
+        found = content.get("format_version")
+        raise UserError(f"--against {path}: format_version = {found}, must be {FORMAT_VERSION}; measure anew")
+    if bool(content.get("quick")) != quick:
+        how = "with" if content.get("quick") else "without"
+        raise UserError(f"--against {path}: was measured {how} --quick; measure the same way")
+    try:
+        return {row["name"]: {"judged": float(row["judged"]), "machine": row["machine"]} for row in content["rows"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"--against {path}: a row is incomplete ({error}); measure anew") from None
 
 
 def _compare(rows: Sequence[Row], kept: Mapping[str, Any], path: Path) -> int:
-    """Ratios only: seconds of two machines are not compared. Rows without a ratio count by their own figure."""
-    worse = [row for row in rows if row.name in kept and row.worse_than(kept[row.name]["judged"])]
+    """Ratios, and sizes. Times and speeds without a ratio are compared on one kind of machine alone."""
+    here = _kind(machine())
+    elsewhere = [
+        row.name
+        for row in rows
+        if row.name in kept and row.ratio is None and row.unit not in SIZES and _kind(kept[row.name]["machine"]) != here
+    ]
+    fit = [row for row in rows if row.name in kept and row.name not in elsewhere]
+    worse = [row for row in fit if row.worse_than(kept[row.name]["judged"])]
     missing = [row.name for row in rows if row.name not in kept]
     for row in worse:
         print(f"regression: {row.name}: {row.judged:.3g}, kept was {kept[row.name]['judged']:.3g}")
     if missing:
         print(f"not in {path}: {', '.join(missing)}")
+    if elsewhere:
+        print(f"of another machine, without a ratio: {', '.join(elsewhere)}")
     if not worse:
-        print(f"no regression against {path} in {len(rows) - len(missing)} rows")
+        print(f"no regression against {path} in {len(fit)} rows")
     return 1 if worse else 0
+
+
+def _kind(here: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(here.get(name) for name in ("cpu", "cores", "capability", "gpu"))
 
 
 def _spread(spread: Spread | None) -> str:

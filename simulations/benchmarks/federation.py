@@ -110,7 +110,6 @@ def _settings(sites: int, small: bool) -> Settings:
         "rounds.warmup": 1,
         "rounds.minimax": 1,
         "rounds.cycles": 1 if small else 6,
-        "device": "cpu",
     })  # fmt: skip
 
 
@@ -131,7 +130,7 @@ def _laboratory(settings: Settings, rows: list[VideoRow], cache: Path, run: Path
 def main(sites: int) -> None:
     """Play ``sites`` sites and print this process' peak memory in MB."""
     settings = _settings(sites, small=True)
-    settings = replace(settings, warmup=replace(settings.warmup, steps=1))
+    settings = replace(settings, warmup=replace(settings.warmup, steps=1), device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         rows = _rows(Path(folder) / "videos", sites * 8)
         simulate(_laboratory(settings, rows, Path(folder) / "cache", Path(folder) / "run"))

@@ -32,6 +32,9 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(statistics.median(values), min(values), max(values))
 
+    def times(self, factor: float) -> Spread:
+        return Spread(self.median * factor, self.low * factor, self.high * factor)
+
     @property
     def turned(self) -> Spread:
         """Of the ratios' reciprocals: ours over the twin's, where less is better."""

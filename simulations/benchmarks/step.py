@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -28,6 +28,8 @@ from spact_models.settings import Settings
 from spact_models.views import Batch
 
 CLASSES = [f"action-{number}" for number in range(101)]  # as many as UCF101 has
+CARD_GIB = 22.0  # what a card of 24 GB leaves to one process
+ON_THEIR_WAY = 0.35  # gradients of activations, as a share of what is kept: a budget does not count them
 EQUAL = 1e-3  # relative, of the first pair's losses; a test holds 20 steps to 1e-4 at small sizes
 
 
@@ -92,41 +94,61 @@ def pair(players: Players, scene: Scene) -> tuple[float, float]:
 def measure_fp32(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
     """Equal losses, then equal work in less time."""
     scene = Scene.make("fp32", quick)
-    players = scene.ours()
-    mine, theirs = pair(players, scene), scene.twin().pair(scene.batch)
-    for name, a, b in zip(("L_T", "L_B"), mine, theirs, strict=True):
-        if abs(a - b) > EQUAL * max(1.0, abs(b)):
-            raise RunStopped(f"step-fp32: {name} is {a:.6f} here and {b:.6f} in the twin; they play different games")
-    with plain_pairs(scene, quick) as plain_pair:
-        ours, twin, ratio = in_turns(lambda: pair(players, scene), plain_pair, repeats, on_step)
-    gpu = scene.device.type == "cuda"
-    yield Row("step-fp32", _what(scene), "s", ours, twin, ratio, 4.0 if gpu else 1.9, "at least", _flops(scene, ours))
-    if gpu:
-        yield _memory(scene)
+    with Apart(scene, quick) as plain:
+        players = scene.ours()
+        with exact_float32():
+            mine = pair(players, scene)
+        for name, a, b in zip(("L_T", "L_B"), mine, plain.exact_pair(), strict=True):
+            if abs(a - b) > EQUAL * max(1.0, abs(b)):
+                raise RunStopped(
+                    f"step-fp32: {name} is {a:.6f} here and {b:.6f} in the twin; they play different games"
+                )
+        ours, twin, ratio = in_turns(lambda: pair(players, scene), plain.pair, repeats, on_step)
+        gpu = scene.device.type == "cuda"
+        flops = _flops(scene, ours)
+        yield Row("step-fp32", _what(scene), "s", ours, twin, ratio, 4.0 if gpu else 1.9, "at least", flops)
+        if gpu:
+            del players
+            yield from _memory(scene, plain.peak_gib())
 
 
 def measure_bf16(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
     """bf16 autocast against the reference in float32."""
     scene = Scene.make("bf16", quick)
     players = scene.ours()
-    with plain_pairs(scene, quick) as plain_pair:
-        ours, twin, ratio = in_turns(lambda: pair(players, scene), plain_pair, repeats, on_step)
+    with Apart(scene, quick) as plain:
+        ours, twin, ratio = in_turns(lambda: pair(players, scene), plain.pair, repeats, on_step)
     target = 4.0 if scene.device.type == "cuda" else 3.4
     yield Row("step-bf16", _what(scene), "s", ours, twin, ratio, target, "at least", _flops(scene, ours))
 
 
-@contextmanager
-def plain_pairs(scene: Scene, quick: bool) -> Iterator[Callable[[], tuple[float, float]]]:
-    """The twin's pair of moves, again and again on one game. On a CPU in a process of its own.
+class Apart:
+    """The twin's pairs of moves, again and again on one game, in a process of its own.
 
-    There our way keeps the memory that it frees (``keep_freed_memory``), and what shares its process does so too.
+    What our way sets for a whole process (memory that is kept on a CPU; TF32 and cuDNN's search on a GPU) is not the
+    twin's: it has torch's defaults, on a GPU those are TF32 in convolutions alone.
     """
-    if scene.device.type == "cuda":
-        plain = scene.twin()
-        yield lambda: plain.pair(scene.batch)
-        return
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _sit_down, (quick, scene.settings.seed)) as apart:
-        yield lambda: apart.submit(_play_on).result()
+
+    def __init__(self, scene: Scene, quick: bool) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, context, _sit_down, (quick, scene.settings.seed))
+
+    def __enter__(self) -> Apart:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def pair(self) -> tuple[float, float]:
+        return self._pool.submit(_play_on).result()
+
+    def exact_pair(self) -> tuple[float, float]:
+        """The same with nothing less than float32."""
+        return self._pool.submit(_play_exactly).result()
+
+    def peak_gib(self) -> float:
+        """What the GPU held for it at the most."""
+        return self._pool.submit(_peak_gib).result()
 
 
 _apart: list[tuple[PlainGame, Scene]] = []  # in the twin's process: its game
@@ -139,7 +161,31 @@ def _sit_down(quick: bool, seed: int) -> None:
 
 def _play_on() -> tuple[float, float]:
     plain, scene = _apart[0]
-    return plain.pair(scene.batch)
+    losses = plain.pair(scene.batch)
+    if scene.device.type == "cuda":
+        torch.cuda.synchronize()  # the other process waits for the answer, not for this one's GPU
+    return losses
+
+
+def _play_exactly() -> tuple[float, float]:
+    with exact_float32():
+        return _play_on()
+
+
+def _peak_gib() -> float:
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """No TF32 meanwhile; on a CPU there is none."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def _what(scene: Scene) -> str:
@@ -187,16 +233,26 @@ def peak_flops(device: torch.device, precision: str = "fp32") -> float:
     return max(flops / min(seconds_of(work) for _ in range(4)) for work, flops in works.items())
 
 
-def _memory(scene: Scene) -> Row:
-    """Peak memory of a pair on the GPU, as a share of the twin's."""
-    peaks = []
-    for make, play in ((scene.ours, pair), (scene.twin, lambda game, scene: game.pair(scene.batch))):
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        held: Any = make()
-        play(held, scene)
-        peaks.append(torch.cuda.max_memory_allocated() / 2**30)
-        del held
-    ours, twin = (Spread.of([peak]) for peak in peaks)
-    share = Spread.of([peaks[0] / peaks[1]])
-    return Row("step-memory", _what(scene), "GiB", ours, twin, share, 1 / 3, "at most")
+def _memory(scene: Scene, twin_gib: float) -> Iterator[Row]:
+    """Peak memory of a pair on the GPU: as a share of the twin's, and within a card of 24 GB, each by a budget.
+
+    A budget counts what is kept for the gradients; those on their way come on top, up to a third (spact_models/memory).
+    """
+    for name, limit_gib, twin in (("step-memory", twin_gib / 3, Spread.of([twin_gib])), ("step-24gb", CARD_GIB, None)):
+        budget = limit_gib / (1 + ON_THEIR_WAY)
+        gib, seconds = _within(scene, budget)
+        share = None if twin is None else Spread.of([gib / twin_gib])
+        what = f"{_what(scene)}; memory.budget_gib = {budget:.3g}"
+        target, note = CARD_GIB if twin is None else 1 / 3, f"{seconds:.3g} s a pair so"
+        yield Row(name, what, "GiB", Spread.of([gib]), twin, share, target, "at most", note)
+
+
+def _within(scene: Scene, budget_gib: float) -> tuple[float, float]:
+    """Peak GiB and seconds of a pair within a memory budget on the GPU."""
+    within = replace(scene, settings=load_settings({**scene.settings.flat(), "memory.budget_gib": budget_gib}))
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    players = within.ours()
+    seconds = min(seconds_of(lambda: pair(players, within)) for _ in range(3))
+    return torch.cuda.max_memory_allocated() / 2**30, seconds

@@ -25,10 +25,8 @@ def measure_aggregation_speed(quick: bool, repeats: int, on_step: Callable[[], o
     """Replies in memory to new weights, checked, against torch's own in-place addition."""
     size = 20.0 if quick else 200.0
     for dtype in ("float32", "float16", "int8"):
-        found = measure_aggregation(8, size, dtype, repeats)
-        on_step()
-        ours, twin = Spread.of([found["seconds"]]), Spread.of([found["seconds_add"]])
-        ratio = Spread(found["ratio"], *found["ratio_spread"])
+        found = measure_aggregation(8, size, dtype, repeats, on_step)
+        ours, twin, ratio = (Spread(**found[name]) for name in ("seconds", "seconds_add", "ratio"))
         what = f"8 updates of {found['megabytes']:.0f} MB (float32) as {dtype}, a second each, against add_"
         note = f"{found['gb_per_s']} GB/s of values, add_ {found['gb_per_s_add']}"
         yield Row(f"aggregation-{dtype}", what, "s", ours, twin, ratio, 0.5, "at least", note)
