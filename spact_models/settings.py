@@ -326,7 +326,8 @@ class WatchConfig:
 class MemoryConfig:
     """What training may hold in memory; where that is too little, blocks are computed again (``memory.py``)."""
 
-    budget_gib: float = 0.0  # weights, gradients, Adam's moments, what a move keeps; a third comes on top; 0 = none
+    # weights, gradients, Adam's moments, what a move keeps; a third comes on top; 0 = no limit. paper: a card of 24 GB
+    budget_gib: float = PRESET
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "budget_gib")

@@ -53,6 +53,7 @@ class Scene:
             "networks.output_noise": 0.0,
             "game.beta": 0.0,
             "networks.norm": "group",
+            "memory.budget_gib": 0.0,
             "seed": seed,
         })  # fmt: skip
         clips, views = (8, 8) if quick else (1, 2) if small else (24, 64)
