@@ -139,7 +139,7 @@ def keep_freed_memory() -> bool:
 
 
 def onto(device: torch.device, frames: FrameBatch) -> FrameBatch:
-    """The batch on the device; to a GPU from pinned memory, so that the copy overlaps with the move before."""
+    """The batch on the device; to a GPU from pinned memory, so that the process need not wait for the copy."""
     if device.type == "cuda":
         frames = FrameBatch(*(value.pin_memory() for value in vars(frames).values()))
     return frames.to(device)
