@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from client.video.boxes import person_mask, read_boxes
 from client.video.cache import FrameCache
 from client.video.decode import Frames
-from client.video.rows import Row
+from client.video.rows import SHOWN_EXAMPLES, Row
 from client.video.sampling import reflect, test_clips
 from spact_models.judge_set import JudgeSet, room
 from spact_models.networks import anonymizer_config
@@ -95,6 +96,19 @@ def value_of(row: Row, task: str) -> str | None:
         value: str | None = getattr(row, task)
         return value
     return row.attributes.get(task)
+
+
+def single_clips(train: Sequence[Row], test: Sequence[Row], column: str) -> str:
+    """In words, a column's values with one clip in all: they cannot be both learned and asked for. "" where none."""
+    clips = Counter(value_of(row, column) for row in (*train, *test))
+    names = sorted(name for name, count in clips.items() if name and count == 1)
+    if not names:
+        return ""
+    shown = f"{column} = {', '.join(map(repr, names[:SHOWN_EXAMPLES]))}"
+    if len(names) == 1:
+        return f"{shown} has one clip, needs one in training and one in test: add one or take it out"
+    more = f" and {len(names) - SHOWN_EXAMPLES} more" if len(names) > SHOWN_EXAMPLES else ""
+    return f"{shown}{more} have one clip each, need one in training and one in test: add one to each or take them out"
 
 
 def attackable(train: Sequence[Row], test: Sequence[Row], task: str) -> list[str]:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
     suite = _suite(args, data, attackers, settings.preset)
     out = args.out or (args.model / FILE if args.model.is_dir() else None)
     file = _Output(out, manifest, args.recipe, args.force)
+    if out is None:
+        print("nothing is kept without --out FILE: the figures of this judgement are only shown", file=sys.stderr)
     data = _readable(data, cache, settings)
     delivered = _delivered(args.delivered, data)
     print(f"protocol {suite.protocol}: {len(data.side('train'))} training and {len(data.side('test'))} test videos")
@@ -147,19 +151,15 @@ def _material(args: argparse.Namespace, model: Model, settings: Settings) -> tup
 
 def _suite(args: argparse.Namespace, data: Data, attackers: tuple[str, ...], preset: str) -> Suite:
     from simulations.protocols.evaluation import SURE
-    from simulations.protocols.plans import default_protocol, plan
-    from simulations.protocols.recipes import RECIPES
+    from simulations.protocols.plans import plan
     from simulations.protocols.suite import QUICK, REPRESENTATIONS
     from spact_models.attackers import CHEAPEST, ONE_OF_EACH, check_attackers
 
-    protocol = args.protocol
-    if args.recipe and protocol is None:
-        protocol = RECIPES[args.recipe].protocol or ("known" if _all_known(data) else "novel")
-    if protocol is None:
-        protocol = default_protocol(data)
-        print(f"no --protocol given: {protocol}, which these data can answer")
+    _check_columns(_names(args.task), data)
+    protocol = _protocol(args, data)
     seeds = _seeds(args.seeds) if args.seeds else DEFAULT_SEEDS[:1] if args.quick else DEFAULT_SEEDS
     names = check_attackers(_names(args.attackers)) or attackers or (ONE_OF_EACH[preset] if args.quick else ())
+    _check_matchers(protocol, names)
     only = _names(args.only) or (QUICK if args.quick else REPRESENTATIONS)
     if args.crops and not any(row.boxes for row in data.rows):
         raise UserError("--crops: needs to know where people stand, and the manifest has no column boxes")
@@ -176,6 +176,57 @@ def _suite(args: argparse.Namespace, data: Data, attackers: tuple[str, ...], pre
     )
 
 
+def _protocol(args: argparse.Namespace, data: Data) -> str:
+    """The one that was asked for, else the recipe's, else one that these data can answer."""
+    from simulations.protocols.bench import IDENTITY
+    from simulations.protocols.plans import default_protocol
+    from simulations.protocols.recipes import RECIPES
+
+    if args.protocol is not None:
+        return str(args.protocol)
+    if args.recipe:
+        return RECIPES[args.recipe].protocol or ("known" if _all_known(data) else "novel")
+    protocol = default_protocol(data)
+    if protocol == "retrieval" and data.columns:
+        return IDENTITY  # what retrieval would pass over in silence: the plan says why it cannot be attacked
+    print(f"no --protocol given: {protocol}, which these data can answer")
+    return protocol
+
+
+def _check_columns(asked: Sequence[str], data: Data) -> None:
+    """--task: columns that there are, and not the action."""
+    from simulations.protocols.bench import task_columns
+    from simulations.protocols.evaluation import ACTION
+    from simulations.protocols.plans import working
+    from simulations.protocols.sets import attackable
+
+    there = task_columns([*data.rows, *data.attribute_rows])
+    if ACTION in asked:
+        can = [name for name in there if attackable(data.side("train"), data.side("test"), name)]
+        raise UserError(
+            f"--task {ACTION}: the action is what the anonymizer is to keep, judged without being asked for, and "
+            f"nothing to attack; these data allow: {', '.join(can) or 'none'}"
+        )
+    for name in asked:
+        if name not in there:
+            works = working(replace(data, columns=()))
+            remedy = f"--protocol {' or '.join(works)} would work" if works else "no protocol works on these data"
+            raise UserError(
+                f"--task {name}: no such column, or an empty one; these data have: {', '.join(there) or 'none'}; "
+                f"without --task, {remedy}"
+            )
+
+
+def _check_matchers(protocol: str, attackers: Sequence[str]) -> None:
+    from spact_models.attackers import NETWORKS, networks_of
+
+    if protocol == "retrieval" and attackers and not networks_of(attackers):
+        raise UserError(
+            f"--attackers {','.join(attackers)}: none of them can match videos, and --protocol retrieval asks for "
+            f"nothing else that is private; name a network: {', '.join(NETWORKS)}"
+        )
+
+
 def _judge(
     model: Model,
     settings: Settings,
@@ -187,6 +238,8 @@ def _judge(
     file: _Output,
     delivered: Mapping[str, Sequence[Row]],
 ) -> Evaluation:
+    from server.curves import forget_judged
+    from server.runs import TENSORBOARD
     from simulations.protocols.rounds import draw_rounds, judge_rounds
     from simulations.protocols.suite import judge_suite
 
@@ -206,9 +259,11 @@ def _judge(
         on_restored=file.draw,
     )
     if rounds:
-        run = _run_of(model)
+        run, held = _run_of(model), evaluation.rounds
         evaluation = judge_rounds(run, rounds, settings, data.rows, cache, device, suite, evaluation, others)
-        draw_rounds(run, evaluation)
+        if evaluation.rounds != held:  # drawn whole, held ones as well, so what was drawn before goes
+            forget_judged(run.path / TENSORBOARD)
+            draw_rounds(run, evaluation)
     return file.write(evaluation)
 
 
@@ -220,6 +275,8 @@ class _Output:
 
         self.path, self.manifest, self.recipe = path, manifest, recipe
         self.before = None
+        if path is not None:
+            _check_writable(path)
         if path is not None and path.exists() and not force:
             self.before = read_evaluation(path)
 
@@ -249,6 +306,20 @@ class _Output:
         picture = self.path.parent / "reconstruction" / f"{name}.png"
         inversion_sheet(raw_NHWC, {name: (seen_NHWC, restored_NHWC)}, picture, {name: caption})
         print(f"{picture} (shows raw frames)")
+
+
+def _check_writable(path: Path) -> None:
+    """Before hours of work: whether a file can be made there."""
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: a folder, must be a file; name one in it, --out {path / 'evaluation.json'}")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: a device or a pipe, must be an ordinary file; name another with --out")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file with --out") from None
 
 
 def _readable(data: Data, cache: FrameCache, settings: Settings) -> Data:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from client.video.rows import Row, class_names, hold_out, read_rows, write_rows
+from client.video.rows import Row, check_sides, class_names, hold_out, read_rows, write_rows
 from server.keys import write_pair
 from spact_models.errors import UserError
 from spact_models.seeds import seed_for
@@ -24,9 +24,7 @@ def load_rows(manifest: Path, config: SimulationConfig, seed: int) -> list[Row]:
         UserError: nothing to train on, or nothing to judge on.
     """
     rows = hold_out(read_rows(manifest, must_exist=False), config.test_share, seed)
-    for split in ("train", "test"):
-        if not any(row.split == split for row in rows):
-            raise UserError(f"{manifest}: no row with split = {split}; leave the column empty to have it decided")
+    check_sides(manifest, rows)
     return rows
 
 

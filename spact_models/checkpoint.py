@@ -21,6 +21,7 @@ from spact_models.errors import UserError
 
 FORMAT = "fedspact-checkpoint"
 FORMAT_VERSION = 1
+REMEDY = "name a run folder, or a .safetensors file as fedspact wrote it"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Checkpoint:
 
     tensors: dict[str, Tensor]
     header: dict[str, Any]
+    path: Path  # the file that it was read from, for messages
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -43,19 +45,26 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read what :func:`save_checkpoint` wrote.
 
     Raises:
-        UserError: the file is missing, is no checkpoint of ours, or is of a newer format.
+        UserError: the file is missing, is no checkpoint of ours, or is of a format that is not read here.
     """
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("fedspact", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, safetensors.SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: not a checkpoint that can be read ({error}).") from None
-    if header.get("format") != FORMAT:
-        raise UserError(f"{path}: safetensors, but not a checkpoint of fedspact (its header is missing).")
-    if header["format_version"] > FORMAT_VERSION:
-        raise UserError(f"{path}: format {header['format_version']}, this fedspact reads {FORMAT_VERSION}; upgrade it.")
-    return Checkpoint(tensors, header)
+        raise UserError(f"{path}: not a checkpoint that can be read ({error}); {REMEDY}") from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: safetensors, but not a checkpoint of fedspact (its header is missing or another's); {REMEDY}"
+        )
+    version = header.get("format_version")
+    if type(version) is not int or version < 1:
+        raise UserError(f"{path}: format_version = {version!r}, must be a whole number from 1; {REMEDY}")
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format {version}, this fedspact reads {FORMAT_VERSION}; upgrade fedspact to use this file"
+        )
+    return Checkpoint(tensors, header, path)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spact_models import __version__
 from spact_models.action import build_action
 from spact_models.anonymizer import Anonymizer, AnonymizerConfig
-from spact_models.checkpoint import Checkpoint, load_checkpoint
+from spact_models.checkpoint import REMEDY, Checkpoint, load_checkpoint
 from spact_models.errors import UserError
 from spact_models.exchange import ACTION, ANONYMIZER, branch
 from spact_models.presets import BEFORE
@@ -103,20 +103,37 @@ def networks_from_checkpoint(checkpoint: Checkpoint) -> tuple[Networks, Settings
     """Rebuild f_A and f_T from a self-describing checkpoint, in evaluation mode.
 
     Raises:
-        UserError: BatchNorm statistics are missing because they stayed at the sites.
+        UserError: a header or weights that do not fit; BatchNorm statistics are missing because they stayed at the
+            sites.
     """
     settings = _settings_of(checkpoint)
-    classes = list(checkpoint.header["classes"])
+    classes = _classes_of(checkpoint)
     networks = build_networks(settings, classes)
-    _fill(networks.anonymizer, checkpoint.tensors, ANONYMIZER)
-    _fill(networks.action, checkpoint.tensors, ACTION)
+    _fill(networks.anonymizer, checkpoint, ANONYMIZER)
+    _fill(networks.action, checkpoint, ACTION)
     networks.anonymizer.eval()
     networks.action.eval()
     return networks, settings, classes
 
 
 def _settings_of(checkpoint: Checkpoint) -> Settings:
-    return load_settings({**BEFORE, **checkpoint.header["settings"], "networks.action_weights": ""})
+    told = checkpoint.header.get("settings")
+    if not isinstance(told, dict) or not told:
+        raise UserError(f"{checkpoint.path}: its header holds no settings to build networks from; {REMEDY}")
+    try:
+        return load_settings({**BEFORE, **told, "networks.action_weights": ""})
+    except (UserError, TypeError) as error:  # TypeError: a list or a table where a setting wants one value
+        raise UserError(
+            f"{checkpoint.path}: its settings are not those of this fedspact ({str(error).rstrip('.')}); upgrade "
+            f"fedspact if a newer one wrote the file, or {REMEDY}"
+        ) from None
+
+
+def _classes_of(checkpoint: Checkpoint) -> list[str]:
+    classes = checkpoint.header.get("classes")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{checkpoint.path}: its header holds no list of action classes; {REMEDY}")
+    return classes
 
 
 def load_anonymizer(path: Path) -> tuple[Anonymizer, Settings, list[str]]:
@@ -126,11 +143,11 @@ def load_anonymizer(path: Path) -> tuple[Anonymizer, Settings, list[str]]:
         UserError: no checkpoint of ours, or one without an anonymizer that can be used here.
     """
     checkpoint = load_checkpoint(path)
-    settings = _settings_of(checkpoint)
+    settings, classes = _settings_of(checkpoint), _classes_of(checkpoint)
     with seeded("anonymizer", settings.seed):
         anonymizer = Anonymizer(anonymizer_config(settings))
-    _fill(anonymizer, checkpoint.tensors, ANONYMIZER)
-    return anonymizer.eval(), settings, list(checkpoint.header["classes"])
+    _fill(anonymizer, checkpoint, ANONYMIZER)
+    return anonymizer.eval(), settings, classes
 
 
 def buffers_of(networks: Networks) -> dict[str, Tensor]:
@@ -139,13 +156,25 @@ def buffers_of(networks: Networks) -> dict[str, Tensor]:
     return {f"{BUFFERS}{prefix}{name}": value for prefix, net in named.items() for name, value in net.named_buffers()}
 
 
-def _fill(network: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
-    state = {**branch(tensors, prefix), **branch(tensors, BUFFERS + prefix)}
-    missing, unexpected = network.load_state_dict(state, strict=False)
+def _fill(network: nn.Module, checkpoint: Checkpoint, prefix: str) -> None:
+    state = {**branch(checkpoint.tensors, prefix), **branch(checkpoint.tensors, BUFFERS + prefix)}
+    wanted = network.state_dict()
+    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if any(name.endswith(("running_mean", "running_var")) for name in missing):
         raise UserError(
-            f"this checkpoint holds no BatchNorm statistics for {prefix[:-1]}: with networks.norm = 'batch' they stay "
-            "at the sites. Train with networks.norm = 'group', or centralised."
+            f"{checkpoint.path}: this checkpoint holds no BatchNorm statistics for {prefix[:-1]}: with networks.norm = "
+            "'batch' they stay at the sites. Train with networks.norm = 'group', or centralised."
         )
-    if missing or unexpected:
-        raise UserError(f"checkpoint and settings disagree: missing {missing[:3]}, unexpected {unexpected[:3]}")
+    odd = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": odd}
+    if any(found.values()):
+        told = "; ".join(f"{what} {', '.join(names[:3])}" for what, names in found.items() if names)
+        raise UserError(
+            f"{checkpoint.path}: checkpoint and settings disagree about {prefix[:-1]} ({told}), so it is not as it was "
+            f"written; {REMEDY}"
+        )
+    network.load_state_dict(state)

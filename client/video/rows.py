@@ -140,6 +140,18 @@ def hold_out(rows: Sequence[Row], test_share: float, seed: int) -> list[Row]:
     ]
 
 
+def check_sides(manifest: Path, rows: Sequence[Row]) -> None:
+    """Raises UserError where rows, their splits decided, leave nothing to learn from or nothing to be asked about."""
+    if not rows:
+        raise UserError(f"{manifest}: holds no rows, only column names; write one with `fedspact index`")
+    for split, words in (("train", "training"), ("test", "test")):
+        if not any(row.split == split for row in rows):
+            raise UserError(
+                f"{manifest}: no {words} rows (split = {split}), and every protocol needs training rows and test rows; "
+                "leave the column split empty to have whole sources held out, which takes two sources or more"
+            )
+
+
 def class_names(rows: Iterable[Row]) -> list[str]:
     """Distinct actions, sorted; unlabelled rows add none."""
     return sorted({row.action for row in rows if row.action is not None})

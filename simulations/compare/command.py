@@ -23,7 +23,7 @@ from simulations.federated import refuse_local_statistics
 from simulations.laboratory import readable, settings_from
 from simulations.partition import load_rows, partition
 from simulations.protocols.bench import BLACKENED
-from simulations.protocols.sets import attackable
+from simulations.protocols.sets import attackable, single_clips
 from simulations.synthetic import SynthConfig, planned_rows, synthesize
 from spact_models import __version__
 from spact_models.attackers import ATTACKERS
@@ -128,7 +128,8 @@ def check_plan(plan: Plan, rows: Sequence[Row]) -> None:
     """Everything that can be known before hours of work.
 
     Raises:
-        UserError: actions that cannot be learned, a task that cannot be attacked, a partition that cannot be dealt.
+        UserError: actions that cannot be learned, a task that cannot be attacked, a class with a single clip, a
+            partition that cannot be dealt.
     """
     train, test = ([row for row in rows if row.split == split] for split in ("train", "test"))
     actions = class_names(train)
@@ -137,6 +138,9 @@ def check_plan(plan: Plan, rows: Sequence[Row]) -> None:
             f"--data {plan.manifest}: utility needs two actions or more in training rows and one of them in test rows, "
             f"here are {', '.join(actions) or 'none'}; label the column action"
         )
+    for column in dict.fromkeys(("action", plan.task)):
+        if told := single_clips(train, test, column):
+            raise UserError(f"--data {plan.manifest}: {told}")
     if not attackable(train, test, plan.task):
         columns = [*dict.fromkeys(name for row in rows for name in row.attributes), "source", "site"]
         known = [name for name in columns if attackable(train, test, name)]

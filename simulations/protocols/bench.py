@@ -18,6 +18,7 @@ from simulations.protocols.sets import (
     build_set,
     labels_of,
     lead_in_of,
+    value_of,
 )
 from spact_models.attackers import networks_of, watches_motion
 from spact_models.judge import JudgeSet
@@ -158,6 +159,12 @@ def _ask_attributes(suite: Suite, settings: Settings, bench: Bench, rows: Sequen
         replace(held, attributes_VA=attributes_of(part, bench.labels))
         for held, part in zip(pair, (train, test), strict=True)
     )  # type: ignore[assignment]
+
+
+def task_columns(rows: Sequence[Row]) -> list[str]:
+    """The columns that rows say something in and that may be private: all but the action."""
+    shared = [name for name in ("source", "site") if any(value_of(row, name) for row in rows)]
+    return [*sorted({name for row in rows for name in row.attributes}), *shared]
 
 
 def matchers(suite: Suite) -> list[str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from client.video.rows import Row, class_names
 from simulations.protocols.bench import IDENTITY
-from simulations.protocols.sets import attackable, attribute_labels, attributes_of, value_of
+from simulations.protocols.sets import attackable, attribute_labels, attributes_of, single_clips, value_of
 from simulations.protocols.suite import Suite
 from spact_models.errors import UserError
 from spact_models.metrics import askable
@@ -94,9 +94,8 @@ def _action(data: Data) -> list[str]:
 def _one_sided(train: Sequence[Row], test: Sequence[Row], column: str) -> list[str]:
     """A class that cannot be both learned and asked for."""
     learned, asked = (Counter(value_of(row, column) for row in rows if value_of(row, column)) for rows in (train, test))
-    single = sorted(str(name) for name in learned | asked if learned[name] + asked[name] == 1)
-    if single:
-        return [f"{column} = {single[0]!r} has one clip, needs one in training and one in test: add one or take it out"]
+    if told := single_clips(train, test, column):
+        return [told]
     unseen = sorted(str(name) for name in asked if name not in learned)
     return [f"{column} = {unseen[0]!r} is asked for in test and never seen in training"] if unseen else []
 

@@ -9,4 +9,5 @@ from client.held import attributes_of as attributes_of
 from client.held import build_set as build_set
 from client.held import labels_of as labels_of
 from client.held import lead_in_of as lead_in_of
+from client.held import single_clips as single_clips
 from client.held import value_of as value_of

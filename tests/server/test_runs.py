@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from server.app import main, run_federation, summarise
+from server.curves import forget_judged
 from server.records import Dropped, RoundRecord, SiteRecord
 from server.runs import RunFolder, default_run_path
 from simulations.inprocess import InProcessGrid
@@ -246,6 +247,21 @@ def test_fresh_networks_figures_stand_on_the_curves(tmp_path):
     assert drawn == [(2, 0.75), (3, 0.5)]
     assert [point.value for point in curves.Scalars("judged/chance/identity")] == [0.125]
     assert "judged/raw/identity" not in curves.Tags()["scalars"]
+
+
+def test_earlier_judgements_curves_are_forgotten_and_the_trainings_kept(tmp_path):
+    with RunFolder(tmp_path / "run") as folder:
+        folder.begin({})
+        folder.record(RECORD)
+        folder.draw_evaluation(2, {"anonymized/action": 0.75})
+    path = folder.path / "tensorboard"
+    forget_judged(path)
+    forget_judged(tmp_path / "nowhere")
+    with RunFolder.open(folder.path) as again:
+        again.draw_evaluation(2, {"anonymized/action": 0.5})
+    curves = EventAccumulator(str(path)).Reload()
+    assert [(point.step, point.value) for point in curves.Scalars("judged/anonymized/action")] == [(2, 0.5)]
+    assert [point.step for point in curves.Scalars("train/loss.action")] == [RECORD.round]
 
 
 def test_the_layout_puts_each_curve_beside_its_chance(tmp_path):

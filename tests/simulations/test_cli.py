@@ -318,6 +318,18 @@ def test_rounds_are_curves_in_the_runs_tensorboard(run_of, fast, tmp_path):
         name for name in curves.Tags()["scalars"] if name.startswith("judged/")
     }  # as the charts' layout wants them
     assert {"judged/anonymized/action", "judged/chance/action", "judged/chance/identity"} <= drawn
+    trained = {name: curves.Scalars(name) for name in curves.Tags()["scalars"] if name not in drawn}
+
+    def steps(*more):
+        words = ["evaluate", str(out), *FEW, "--only", "anonymized", "--out", str(file), *more]
+        assert main(words) == 0
+        again = EventAccumulator(str(out / "tensorboard")).Reload()
+        assert {name: again.Scalars(name) for name in trained} == trained
+        return [event.step for event in again.Scalars("judged/anonymized/identity")]
+
+    assert steps("--rounds", "1,3") == [1, 3]  # once each, however often they are asked for
+    assert steps("--rounds", "2,3") == [1, 2, 3]
+    assert steps("--rounds", "2,3", "--force") == [2, 3]
 
 
 def test_evaluate_quick_is_three_rows_and_one_seed(run_of, fast, tmp_path):
@@ -388,6 +400,96 @@ def test_evaluate_says_what_is_missing(run_of, squares, fast, tmp_path, capsys):
         assert "Traceback" not in err
 
 
+def refused(capsys, *words):
+    """What ``evaluate`` says before anything is judged."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("simulations.protocols.suite.judge_suite", lambda *_, **__: pytest.fail("judged"))
+        assert main(["evaluate", *map(str, words)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("fedspact: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_evaluate_refuses_a_place_for_its_file_before_anything_is_judged(run_of, fast, tmp_path, capsys):
+    out = run_of("simulate", fast)
+    for place, told in (
+        (tmp_path, f"{tmp_path}: a folder, must be a file"),
+        (Path(__file__) / "e.json", "cannot be written (File exists)"),
+        ("/proc/x.json", "/proc/x.json: cannot be written"),
+        (tmp_path / ("x" * 300), "cannot be written (File name too long)"),
+        (os.devnull, "must be an ordinary file"),
+    ):
+        for more in ((), ("--force",)):
+            assert told in refused(capsys, out, *FEW, "--out", place, *more)
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluate_drops_no_column_that_it_was_asked_for(run_of, squares, fast, tmp_path, capsys):
+    out = run_of("simulate", fast)
+    for more in ((), ("--protocol", "identity"), ("--protocol", "retrieval")):
+        told = refused(capsys, out, *FEW, "--task", "identity,nope", *more)
+        assert "--task nope: no such column, or an empty one; these data have: identity, light, source, site" in told
+        assert "without --task, --protocol known or identity or attributes or retrieval would work" in told
+    rows = read_rows(squares)
+    same = [type(row)(row.path, row.action, split=row.split, attributes={"hat": "same"}) for row in rows]
+    write_rows(same, tmp_path / "same.csv")
+    told = refused(capsys, out, *FEW, "--data", tmp_path / "same.csv", "--task", "hat")
+    assert "hat has one value in training" in told
+    assert "--protocol retrieval would work" in told
+
+
+def test_evaluate_refuses_what_would_attack_nothing(run_of, fast, capsys):
+    out = run_of("simulate", fast)
+    for more in ((), ("--protocol", "identity")):
+        told = refused(capsys, out, "--only", "raw", "--task", "action", *more)
+        assert "--task action: the action is what the anonymizer is to keep" in told
+        assert "these data allow: identity, light, source, site" in told
+    for more in ((), ("--quick",)):
+        told = refused(capsys, out, "--protocol", "retrieval", "--attackers", "clip-trees", *more)
+        assert "--attackers clip-trees: none of them can match videos" in told
+        assert "name a network: frame-convnet" in told
+
+
+def test_evaluate_says_which_side_has_no_rows_and_what_to_do(run_of, squares, fast, tmp_path, capsys):
+    out = run_of("simulate", fast)
+    rows = read_rows(squares)
+    for name in ("empty", "train", "test"):
+        write_rows([row for row in rows if row.split == name], tmp_path / f"{name}.csv")
+    assert "empty.csv: holds no rows, only column names" in refused(capsys, out, "--data", tmp_path / "empty.csv")
+    for held, words in {"train": "no test rows (split = test)", "test": "no training rows (split = train)"}.items():
+        for flag in (("--data",), ("--protocol", "attributes", "--attributes")):
+            told = refused(capsys, out, *flag, tmp_path / f"{held}.csv")
+            assert f"{held}.csv: {words}, and every protocol needs training rows and test rows" in told
+            assert "leave the column split empty to have whole sources held out" in told
+
+
+def test_evaluate_names_every_class_with_a_single_clip(run_of, squares, fast, tmp_path, capsys):
+    out = run_of("simulate", fast)
+    rows = read_rows(squares)
+    alone = [
+        type(row)(tmp_path / f"{n}.mp4", f"act-{n}", split="train", attributes={"identity": f"p{n}", "light": "dim"})
+        for n, row in enumerate(rows[:7])
+    ]
+    write_rows([*rows, *alone], tmp_path / "m.csv")
+    told = refused(capsys, out, "--data", tmp_path / "m.csv", "--protocol", "identity")
+    words = "have one clip each, need one in training and one in test: add one to each or take them out"
+    assert f"--protocol identity: identity = 'p0', 'p1', 'p2', 'p3', 'p4' and 2 more {words}; --protocol attr" in told
+    told = refused(capsys, out, "--data", tmp_path / "m.csv", "--protocol", "novel")
+    assert f"--protocol novel: action = 'act-0', 'act-1', 'act-2', 'act-3', 'act-4' and 2 more {words}" in told
+
+
+def test_evaluate_says_that_nothing_is_kept_of_a_lone_file(run_of, fast, tmp_path, capsys):
+    out = run_of("simulate", fast)
+    words = ["evaluate", str(out / "anonymizer.safetensors"), *FEW, "--only", "raw", "--seeds", "3,"]
+    before = set(out.rglob("*"))
+    assert main(words) == 0
+    assert "nothing is kept without --out FILE" in capsys.readouterr().err
+    assert set(out.rglob("*")) == before
+    assert main([*words, "--out", str(tmp_path / "e.json")]) == 0
+    assert "nothing is kept" not in capsys.readouterr().err
+
+
 def test_evaluate_refuses_what_is_no_model_of_ours(run_of, fast, tmp_path, capsys):
     import safetensors.torch
     import torch
@@ -398,7 +500,10 @@ def test_evaluate_refuses_what_is_no_model_of_ours(run_of, fast, tmp_path, capsy
     path = tmp_path / "newer.safetensors"
     safetensors.torch.save_file({"x": torch.zeros(1)}, path, metadata={"fedspact": json.dumps(newer)})
     assert main(["evaluate", str(path), "--data", "m.csv"]) == 2
-    assert f"format {FORMAT_VERSION + 1}, this fedspact reads {FORMAT_VERSION}; upgrade it" in capsys.readouterr().err
+    assert (
+        f"format {FORMAT_VERSION + 1}, this fedspact reads {FORMAT_VERSION}; upgrade fedspact"
+        in capsys.readouterr().err
+    )
     assert main(["evaluate", str(tmp_path)]) == 2
     assert "not a run folder" in capsys.readouterr().err
     lone = tmp_path / "alone.safetensors"

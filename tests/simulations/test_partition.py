@@ -146,9 +146,9 @@ def test_the_split_is_decided_by_whole_sources_and_must_have_both_sides(tmp_path
     assert not train & test
     splits = {seed: [row.split for row in load_rows(manifest, SimulationConfig(), seed)] for seed in range(4)}
     assert len({tuple(split) for split in splits.values()}) > 1
-    for split, missing in (("train", "test"), ("test", "train")):
+    for split, words in (("train", "test"), ("test", "training")):
         write_rows([Row(tmp_path / "a.mp4", split=split), Row(tmp_path / "b.mp4", split=split)], manifest)
-        with pytest.raises(UserError, match=rf"m\.csv: no row with split = {missing}"):
+        with pytest.raises(UserError, match=rf"m\.csv: no {words} rows"):
             load_rows(manifest, SimulationConfig(), 0)
 
 

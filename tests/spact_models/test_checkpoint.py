@@ -39,7 +39,23 @@ def test_what_is_no_checkpoint_is_a_users_mistake(tmp_path):
         (missing, "not a checkpoint"),
         (text, "not a checkpoint"),
         (foreign, "header"),
-        (newer, "format 99"),
+        (newer, "format 99, this fedspact reads 1; upgrade fedspact"),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=rf"{path}: .*{words}"):
             load_checkpoint(path)
+
+
+@pytest.mark.parametrize("version", [0, -1, 1.5, True, "1", None])
+def test_a_format_that_never_was_is_refused(tmp_path, version):
+    path = tmp_path / "odd.safetensors"
+    save_checkpoint(path, {"a": torch.zeros(1)}, {"format_version": version})
+    with pytest.raises(UserError, match=rf"{path}: format_version = {version!r}, must be .* from 1; name a run folder"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("header", ["[]", "3", "{}", "{"])
+def test_a_header_of_another_form_is_refused(tmp_path, header):
+    path = tmp_path / "odd.safetensors"
+    safetensors.torch.save_file({"a": torch.zeros(1)}, path, metadata={"fedspact": header})
+    with pytest.raises(UserError, match=rf"{path}: .*not a checkpoint .*; name a run folder"):
+        load_checkpoint(path)

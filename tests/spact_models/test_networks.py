@@ -135,8 +135,47 @@ def test_a_checkpoint_that_does_not_fit_its_settings_is_refused(settings_of, tmp
         "unet.more": {**held, "anonymizer.unet.more": torch.zeros(1)},
     }.items():
         save_checkpoint(tmp_path / "odd.safetensors", tensors, checkpoint_header(settings, CLASSES))
-        with pytest.raises(UserError, match=rf"checkpoint and settings disagree.*{name}"):
+        with pytest.raises(UserError, match=rf"odd\.safetensors: checkpoint and settings disagree.*{name}.*run folder"):
             load_anonymizer(tmp_path / "odd.safetensors")
+
+
+def test_weights_of_another_shape_are_refused_by_name(settings_of, tmp_path):
+    settings = settings_of()
+    networks = trained(settings)
+    held = snapshot(networks.anonymizer, networks.action)
+    path = tmp_path / "odd.safetensors"
+    odd = next(name for name, value in held.items() if name.startswith("anonymizer.") and value.ndim > 1)
+    save_checkpoint(path, {**held, odd: held[odd][:, :0]}, checkpoint_header(settings, CLASSES))
+    short = odd.removeprefix("anonymizer.")
+    for read in (load_anonymizer, lambda file: networks_from_checkpoint(load_checkpoint(file))):
+        with pytest.raises(UserError, match=rf"{path}: .*of another shape {short} \(.*\) instead of \(.*run folder"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"settings": None}, "its header holds no settings"),
+        ({"settings": {}}, "its header holds no settings"),
+        (
+            {"settings": {"networks.newer": 1}},
+            r"not those of this fedspact \(networks\.newer: no such .*upgrade fedspact",
+        ),
+        ({"settings": {"networks.anonymizer": "odd"}}, r"not those of this fedspact \(networks\.anonymizer = 'odd'"),
+        ({"settings": {"preset": ["tiny"]}}, "not those of this fedspact"),
+        ({"classes": None}, "its header holds no list of action classes"),
+        ({"classes": [1]}, "its header holds no list of action classes"),
+    ],
+)
+def test_a_header_that_tells_too_little_is_refused_by_name(settings_of, tmp_path, changes, told):
+    settings = settings_of()
+    path = save(tmp_path / "odd.safetensors", trained(settings), settings)
+    checkpoint = load_checkpoint(path)
+    header = {name: value for name, value in {**checkpoint.header, **changes}.items() if value is not None}
+    save_checkpoint(path, checkpoint.tensors, header)
+    for read in (load_anonymizer, lambda file: networks_from_checkpoint(load_checkpoint(file))):
+        with pytest.raises(UserError, match=rf"{path}: .*{told}.*name a run folder"):
+            read(path)
 
 
 def test_group_norm_has_no_buffers_to_keep(settings_of):
