@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.video.rows import Row
+from simulations.compare.bounds import stopped_early_note
 from simulations.compare.cell import HITS
 from simulations.compare.folder import CELLS, ComparisonFolder
 from simulations.compare.plan import BASELINES, CENTRALIZED, FEDERATED, LOCAL, Cell, Plan
 from simulations.compare.statistics import LEAKAGE_MARGIN, UTILITY_MARGIN, Hits, compare_hits
 from simulations.partition import partition
-from simulations.protocols.evaluation import FILE, LEARNED, Figure, least_learned, now, read_evaluation, stopped_early
+from simulations.protocols.evaluation import FILE, Figure, least_learned, now, read_evaluation
 from simulations.protocols.sets import value_of
+from simulations.protocols.suite import versions
 
 FORMAT, FORMAT_VERSION = "fedspact-comparison", 1
 ACTION = "action"
@@ -120,7 +122,8 @@ def comparison(folder: ComparisonFolder, plan: Plan, rows: Sequence[Row]) -> dic
         "chance": {task: chance[task] for task in (ACTION, plan.task)},
         "test_videos": held.test_videos,
         "test_clips": held.test_videos * int(plan.settings["judge.test_clips"]),
-        "not_measured": [*_cautions(held), *_stopped_early(lines)],
+        "not_measured": [*_cautions(held), *stopped_early_note(lines)],
+        "versions": {**versions(), "fedspact": plan.version},
     }
 
 
@@ -183,15 +186,17 @@ def tests(held: Collected) -> list[dict[str, Any]]:
             theirs = held.arm([Cell(CENTRALIZED, seed) for seed in plan.seeds])
             margins = (UTILITY_MARGIN, LEAKAGE_MARGIN)
             pair = (theirs.action_SV, theirs.leakage_SV)
-            out.append(_verdicts("federated not worse than centralized", name, ours, pair, margins))
+            knew = _least_learned(held, [ours, theirs])
+            out.append(_verdicts("federated not worse than centralized", name, ours, pair, margins, knew))
         if LOCAL in plan.arms:
             sites = alone(held, name)
             mean = (mean_hits([s.action_SV for s in sites]), mean_hits([s.leakage_SV for s in sites]))
-            out.append(_verdicts("federated ahead of local-only", name, ours, mean, (0.0, 0.0)))
+            knew = _least_learned(held, [ours, *sites])
+            out.append(_verdicts("federated ahead of local-only", name, ours, mean, (0.0, 0.0), knew))
             worst = sites[int(worst_alone(sites)["site"].removeprefix("site-")) - 1]
             pair = (worst.action_SV, worst.leakage_SV)
-            title = "federated ahead of the worst local-only site"
-            out.append(_verdicts(title, name, ours, pair, (0.0, 0.0)))
+            title, knew = "federated ahead of the worst local-only site", _least_learned(held, [ours, worst])
+            out.append(_verdicts(title, name, ours, pair, (0.0, 0.0), knew))
     return out
 
 
@@ -201,11 +206,30 @@ def mean_hits(arms: Sequence[Hits]) -> Hits:
     return mean_SV
 
 
+Learned = tuple[float | None, float | None]  # what f_T and the attackers knew of their own training clips
+
+
+def _least_learned(held: Collected, arms: Sequence[Arm]) -> Learned:
+    """Of all cells of these arms, what the least finished f_T and the least finished attacker knew (None: not told).
+
+    Each cell's anonymizer has fresh networks of its own: one that stopped early makes a bound of whatever rests on it.
+    """
+    action, attack = [], []
+    for arm in arms:
+        for place, cell in enumerate(arm.cells):
+            learned = held.learned(cell)
+            action.append(learned.get(ACTION))
+            found = float(arm.leakage_SV[place].mean())
+            attack.append(least_learned(found, map(learned.get, arm.attack_SV)))
+    least = [min((share for share in one if share is not None), default=None) for one in (action, attack)]
+    return least[0], least[1]
+
+
 def _verdicts(
-    title: str, name: str, ours: Arm, theirs: tuple[Hits, Hits], margins: tuple[float, float]
+    title: str, name: str, ours: Arm, theirs: tuple[Hits, Hits], margins: tuple[float, float], learned: Learned
 ) -> dict[str, Any]:
-    utility = compare_hits(ours.action_SV, theirs[0], margins[0], more_is_better=True)
-    leakage = compare_hits(ours.leakage_SV, theirs[1], margins[1], more_is_better=False)
+    utility = replace(compare_hits(ours.action_SV, theirs[0], margins[0], more_is_better=True), learned=learned[0])
+    leakage = replace(compare_hits(ours.leakage_SV, theirs[1], margins[1], more_is_better=False), learned=learned[1])
     return {"name": title, "partition": name, "utility": utility.to_json(), "leakage": leakage.to_json()}
 
 
@@ -248,11 +272,12 @@ def _summary(held: Collected, arm: str, name: str | None) -> dict[str, Any]:
         sites = [held.arm([Cell(arm, seed, name) for seed in held.plan.seeds])]
         action_SV, leakage_SV, strongest = sites[0].action_SV, sites[0].leakage_SV, [sites[0].strongest]
         worst = worst_own_site(held, sites[0]) if arm == FEDERATED else None
+    knew = _least_learned(held, sites)
     return {
         "arm": arm,
         "partition": name,
-        "action": _figure(action_SV),
-        "leakage": _figure(leakage_SV),
+        "action": _figure(action_SV, knew[0]),
+        "leakage": _figure(leakage_SV, knew[1]),
         "strongest": ", ".join(strongest),
         "worst_site": worst,
         **_costs(sites, len(held.plan.seeds)),
@@ -267,18 +292,6 @@ def _costs(sites: Sequence[Arm], seeds: int) -> dict[str, Any]:
     totals = {name: round(sum(one[name] for one in trained) / seeds, 2) for name in COSTS}
     peak = max(one["peak_rss_mb"] for one in trained)
     return {**totals, "bytes": totals["bytes_up"] + totals["bytes_down"], "peak_rss_mb": peak}
-
-
-def _stopped_early(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Where attackers had not learned their own training clips, nobody knows what more steps find."""
-    told = [line["leakage"]["learned"] for line in lines if line["leakage"]["learned"] is not None]
-    early = [share for share in told if stopped_early(share)]
-    if not early:
-        return []
-    return [
-        f"what attackers with more steps find: in {len(early)} of {len(told)} cells an attacker was right in less "
-        f"than {LEARNED:.0%} of its own training clips when its steps ended; --trained with a larger judge.steps asks"
-    ]
 
 
 def _cautions(held: Collected) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simulations.protocols.evaluation import stopped_early
 from spact_models.metrics import paired_bootstrap
 
 Hits = NDArray[np.float64]  # (S, V): seeds, test videos
@@ -22,13 +23,15 @@ Hits = NDArray[np.float64]  # (S, V): seeds, test videos
 RESAMPLES = 4000
 UTILITY_MARGIN, LEAKAGE_MARGIN = 0.01, 0.02  # evaluation.md: 1 point of utility, 2 points of leakage
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+BY_LOWER_BOUNDS = "holds, by lower bounds"  # a fresh network of some cell may find more with more steps
 
 
 @dataclass(frozen=True)
 class Difference:
     """One arm minus another, and what follows.
 
-    ``holds`` is None where the 95 % interval lies on both sides of the bound: the data cannot tell.
+    ``holds`` is None where the 95 % interval lies on both sides of the bound: the data cannot tell. ``learned`` is what
+    the least finished fresh network of either arm knew of its own training clips (None: not told, or of no matter).
     """
 
     difference: float
@@ -37,9 +40,12 @@ class Difference:
     per_seed: tuple[float, ...]
     margin: float
     holds: bool | None
+    learned: float | None = None
 
     @property
     def verdict(self) -> str:
+        if self.holds and stopped_early(self.learned):
+            return BY_LOWER_BOUNDS
         return UNDECIDED if self.holds is None else HOLDS if self.holds else FAILS
 
     def to_json(self) -> dict[str, Any]:
@@ -51,6 +57,7 @@ class Difference:
             "per_seed": list(self.per_seed),
             "margin": self.margin,
             "holds": self.holds,
+            "learned": self.learned,
             "verdict": self.verdict,
         }
 

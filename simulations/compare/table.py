@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from simulations.compare.bounds import warning
+from simulations.protocols.evaluation import stopped_early
+
 MB = 1e6
 RIGHT = 1  # from this column on, text stands at the right
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """What the terminal shows of ``comparison.json``."""
+    """What the terminal shows of ``comparison.json``; ``≥``: of networks that had not learned their own clips."""
     task = result["task"]
     heads = ["", "partition", "action ↑", "95 %", f"{task} ↓", "95 %", "worst site", "MB", "minutes", "peak MB"]
     rows = [heads, *(_row(line) for line in result["summary"])]
@@ -19,7 +22,8 @@ def table(result: Mapping[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [_line(row, widths) for row in rows]
     parts = [lines[0], "─" * sum(widths, 2 * (len(widths) - 1)), *lines[1:], "", *_verdicts(result["tests"])]
-    return "\n".join([*parts, *(f"not measured: {text}" for text in result["not_measured"])])
+    told = warning(result["arms"])
+    return "\n".join([*parts, *([told] if told else []), *(f"not measured: {text}" for text in result["not_measured"])])
 
 
 def _row(line: Mapping[str, Any]) -> list[str]:
@@ -67,7 +71,8 @@ def _share(value: float | None) -> str:
 def _spread(figure: Mapping[str, Any] | None) -> str:
     if figure is None:
         return "–"
-    return f"{figure['mean']:.3f}" + (f" ± {figure['sd']:.3f}" if figure["sd"] is not None else "")
+    bound = "≥" if stopped_early(figure.get("learned")) else ""
+    return f"{bound}{figure['mean']:.3f}" + (f" ± {figure['sd']:.3f}" if figure["sd"] is not None else "")
 
 
 def _interval(figure: Mapping[str, Any] | None) -> str:

@@ -24,6 +24,8 @@ FORMAT_VERSION = 1
 FILE = "evaluation.json"
 ACTION = "action"
 SURE = 0.98  # share of the videos; a further attacker could not change what that says
+ALL, SAME_SOURCE = "retrieval_all", "retrieval_same_source"
+NO_PAIR = "retrieval among videos of one source: no two test videos share a source"
 LEARNED = 0.9  # of its own training clips: a network that knows fewer has stopped too early to be called finished
 
 
@@ -102,6 +104,11 @@ class Attack:
         figure = self.attackers[self.strongest]
         return replace(figure, learned=least_learned(figure.mean, [one.learned for one in self.attackers.values()]))
 
+    @property
+    def macro_f1(self) -> Attack | None:
+        """The same answers by macro-F1, in which another attacker may be the strongest; None: not computed."""
+        return Attack("f1", self.f1) if self.f1 else None
+
     def to_json(self) -> dict[str, Any]:
         out = {"metric": self.metric, "strongest": self.strongest, "attackers": _figures(self.attackers)}
         return out if self.f1 is None else {**out, "f1": _figures(self.f1)}
@@ -120,6 +127,16 @@ class Represented:
     action: Figure | None
     attacks: Mapping[str, Attack]
     reconstruction: Mapping[str, Figure | None] | None = None
+
+    @property
+    def questions(self) -> dict[str, Attack]:
+        """The attacks, macro-F1 as a question of its own, by the names that their chances have."""
+        asked: dict[str, Attack] = {}
+        for task, attack in self.attacks.items():
+            asked[task] = attack
+            if attack.macro_f1 is not None:
+                asked[f"{task}_f1"] = attack.macro_f1
+        return asked
 
     def to_json(self) -> dict[str, Any]:
         rebuilt = self.reconstruction
@@ -164,6 +181,13 @@ class Evaluation:
     created: str = ""
     key: str = ""
 
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """``not_measured``, and what one sees to be missing: a form of retrieval that had no two videos to compare."""
+        asked = {task for row in self.representations.values() for task in row.attacks}
+        silent = ALL in asked and SAME_SOURCE not in asked and NO_PAIR not in self.not_measured
+        return (*self.not_measured, NO_PAIR) if silent else self.not_measured
+
     def to_json(self) -> dict[str, Any]:
         plain = ("protocol", "recipe", "model", "data", "budget", "action_network", "versions", "machine", "key")
         return {
@@ -175,7 +199,7 @@ class Evaluation:
             "chance": dict(self.chance),
             "representations": {name: one.to_json() for name, one in self.representations.items()},
             "rounds": [_round_to_json(one) for one in self.rounds],
-            "not_measured": list(self.not_measured),
+            "not_measured": list(self.lacking),
             "seconds": round(self.seconds, 1),
         }
 

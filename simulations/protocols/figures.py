@@ -99,11 +99,12 @@ def _reconstruction(found: Found, seeds: Sequence[int]) -> dict[str, Figure | No
     out: dict[str, Figure | None] = {
         name: Figure.of_hits(np.stack([one[name] for one in each])) for name in each[0] if name not in OTHERWISE
     }
-    each_attacker = [
-        Figure.of_hits(np.stack([one["identity"][attacker].hit_V.numpy() for one in each]))
-        for attacker in each[0].get("identity", ())
-    ]
-    out["identity"] = max(each_attacker, key=lambda figure: figure.mean, default=None)
+    attackers: dict[str, Figure] = {}
+    for attacker in each[0].get("identity", ()):
+        answers = [one["identity"][attacker] for one in each]
+        hits_SV = np.stack([answer.hit_V.numpy() for answer in answers])
+        attackers[attacker] = Figure.of_hits(hits_SV, [answer.learned for answer in answers])
+    out["identity"] = Attack("top1", attackers).figure if attackers else None
     return out
 
 

@@ -7,35 +7,41 @@ from collections.abc import Sequence
 from simulations.protocols.evaluation import ACTION, LEARNED, Evaluation, Figure
 
 NOTHING, AT_LEAST = "–", "≥"
+METRICS = {"attributes": "attributes cMAP", "attributes_f1": "attributes macro-F1"}  # all others are top-1
 
 
 def table(evaluation: Evaluation, intervals: bool = False) -> str:
     """Action and the strongest attacker of each task; with ``intervals`` the 95 % interval beside each figure.
 
-    ``≥`` marks the figure of a network that had not learned its own training clips when its steps ended.
+    Attributes stand in cMAP and in macro-F1, each by the attacker that is strongest in it. ``≥`` marks the figure of a
+    network that had not learned its own training clips when its steps ended.
     """
     rows = evaluation.representations
-    tasks = list(dict.fromkeys(task for row in rows.values() for task in row.attacks))
+    asked = {name: row.questions for name, row in rows.items()}
+    tasks = list(dict.fromkeys(task for questions in asked.values() for task in questions))
     heads = ["", "action ↑", *(f"{_shown(task)} ↓" for task in tasks)]
     lines = [heads]
     for name, row in rows.items():
-        figures = [row.action, *(row.attacks[task].figure if task in row.attacks else None for task in tasks)]
+        figures = [row.action, *(asked[name][task].figure if task in asked[name] else None for task in tasks)]
         lines.append([name, *(_cell(figure, intervals) for figure in figures)])
     levels = [evaluation.chance.get(task) for task in (ACTION, *tasks)]
     lines.append(["chance", *(NOTHING if level is None else f"{level:.3f}" for level in levels)])
+    restored = [(row.reconstruction or {}).get("identity") for row in rows.values()]
     attacks = [attack for row in rows.values() for attack in row.attacks.values()]
-    shown = [*(row.action for row in rows.values()), *(attack.figure for attack in attacks)]
-    if not any(figure is not None and figure.at_least for figure in shown):
-        return _aligned(lines)
-    ended = f"{AT_LEAST} after its {evaluation.budget['steps']:.0f} steps the network"
-    return f"{_aligned(lines)}\n{ended} did not know {LEARNED:.0%} of its own training clips yet"
+    shown = [*(row.action for row in rows.values()), *(attack.figure for attack in attacks), *restored]
+    parts = [_aligned(lines)]
+    if any(figure is not None and figure.at_least for figure in shown):
+        ended = f"{AT_LEAST} after its {evaluation.budget['steps']:.0f} steps the network"
+        parts.append(f"{ended} did not know {LEARNED:.0%} of its own training clips yet")
+    return "\n".join(parts)
 
 
 def attackers_table(evaluation: Evaluation) -> str:
-    """Every attacker's figure, task by task; the strongest of each is marked."""
+    """Every attacker's figure, task by task, the strongest of each marked; then a question that had no two videos."""
     blocks = []
-    for task in dict.fromkeys(task for row in evaluation.representations.values() for task in row.attacks):
-        rows = {name: row.attacks[task] for name, row in evaluation.representations.items() if task in row.attacks}
+    asked = {name: row.questions for name, row in evaluation.representations.items()}
+    for task in dict.fromkeys(task for questions in asked.values() for task in questions):
+        rows = {name: questions[task] for name, questions in asked.items() if task in questions}
         attackers = list(dict.fromkeys(one for attack in rows.values() for one in attack.attackers))
         lines = [[_shown(task), *attackers]]
         for name, attack in rows.items():
@@ -47,6 +53,7 @@ def attackers_table(evaluation: Evaluation) -> str:
             ]
             lines.append([name, *marked])
         blocks.append(_aligned(lines))
+    blocks += [f"not measured: {note}" for note in evaluation.lacking if note not in evaluation.not_measured]
     return "\n\n".join(blocks)
 
 
@@ -70,7 +77,7 @@ def _cell(figure: Figure | None, interval: bool) -> str:
 
 
 def _shown(name: str) -> str:
-    return name.replace("_", " ")
+    return METRICS.get(name, name.replace("_", " "))
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:

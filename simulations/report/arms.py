@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from simulations.report.arm_words import FAILS, UNDECIDED, arm_name, figure_of, task_of, verdict
 from simulations.report.collect import ComparisonStory
 from simulations.report.drawing import ACCENT, INK, MUTED, SECOND, Chart, blank_layout, dotted_line, error_bars
 from simulations.report.judged import Figure
 from simulations.report.tables import DOWN, UP, Cell, Line, Table, figure_cell
-from simulations.report.words import FAILS, UNDECIDED, byte_size, duration, name_of, percent, points, verdict
+from simulations.report.words import byte_size, duration, measured, name_of, percent, points
 
 
 def arm_table(comparison: ComparisonStory) -> Table:
@@ -21,14 +22,14 @@ def arm_table(comparison: ComparisonStory) -> Table:
         private = next((value for task, value in chance.items() if task != "action"), None)
         cells = [Cell(percent(chance.get("action"))), Cell(percent(private)), *blank]
         lines.append(Line(Cell("chance"), cells, "chance"))
-    heads = ["arm", f"action{UP}", f"leakage{DOWN}", "worst site", "bytes", "time", "memory"]
+    heads = ["arm", f"action{UP}", f"{name_of(task_of(comparison))}{DOWN}", "worst site", "bytes", "time", "memory"]
     return Table("Arms at equal total steps; mean and standard deviation over seeds", heads, lines)
 
 
 def _arm_line(arm: Mapping[str, Any]) -> Line:
     cells = [
-        _with_spread(_figure(arm.get("action"))),
-        _with_spread(_figure(arm.get("leakage"))),
+        _with_spread(figure_of(arm.get("action"))),
+        _with_spread(figure_of(arm.get("leakage"))),
         _worst_cell(arm.get("worst_site")),
         Cell(byte_size(_number(arm, "bytes", "bytes_up"))),
         Cell(duration(_number(arm, "seconds"))),
@@ -56,7 +57,7 @@ def paired_table(comparison: ComparisonStory) -> Table | None:
         cells.append(Cell(told, strong=told != UNDECIDED))
         line = Line(Cell(str(test.get("name", ""))), cells, "worst" if told == FAILS else "")
         lines.append((test.get("partition"), line))
-    heads = ["paired test", "action, points", "leakage, points", "verdict"]
+    heads = ["paired test", "action, points", f"{name_of(task_of(comparison))}, points", "verdict"]
     caption = "Paired bootstrap over the same test videos and seeds; 95 % interval"
     return Table(caption, heads, _grouped(lines)) if lines else None
 
@@ -64,16 +65,16 @@ def paired_table(comparison: ComparisonStory) -> Table | None:
 def arm_chart(comparison: ComparisonStory, key: str) -> Chart | None:
     """Every arm's action and leakage as points on one scale, from worst to best arm downwards."""
     arms = [
-        (_arm_name(arm), arm, action, leakage)
+        (arm_name(arm), arm, action, leakage)
         for arm in comparison.content["summary"]
-        if (action := _figure(arm.get("action"))) and (leakage := _figure(arm.get("leakage")))
+        if (action := figure_of(arm.get("action"))) and (leakage := figure_of(arm.get("leakage")))
     ]
     if not arms:
         return None
-    names = [name for name, *_ in arms]
+    names, task = [name for name, *_ in arms], name_of(task_of(comparison))
     traces = [
         _dots("action", names, [action for *_, action, _ in arms], ACCENT, "circle"),
-        _dots("leakage, strongest attacker", names, [leakage for *_, leakage in arms], SECOND, "diamond"),
+        _dots(f"{task}, strongest attacker", names, [leakage for *_, leakage in arms], SECOND, "diamond"),
     ]
     layout = blank_layout(130 + 30 * len(arms), "share of test videos", "")
     layout["xaxis"] |= {"range": [-0.02, 1.04], "tickformat": ".0%"}
@@ -84,7 +85,7 @@ def arm_chart(comparison: ComparisonStory, key: str) -> Chart | None:
         for task, value in chance.items()
         if value is not None
     ]
-    told = "; ".join(f"{name}: action {percent(a.mean)}, leakage {percent(b.mean)}" for name, _, a, b in arms)
+    told = "; ".join(f"{name}: action {measured(a)}, {task} {measured(b)}" for name, _, a, b in arms)
     note = "Bars: 95 % intervals over the test videos; dotted: chance of each"
     alt = f"Dot chart of {len(arms)} arms. {told}."
     return Chart(key, "Arms side by side", alt, {"data": traces, "layout": layout}, arm_table(comparison), note)
@@ -92,10 +93,10 @@ def arm_chart(comparison: ComparisonStory, key: str) -> Chart | None:
 
 def paired_charts(comparison: ComparisonStory, key: str) -> list[Chart]:
     """Differences with their intervals against zero and the margin: action, then leakage."""
-    table = paired_table(comparison)
+    table, task = paired_table(comparison), name_of(task_of(comparison))
     tests = comparison.content.get("tests") or []
     made = []
-    for part, word, better in (("utility", "action", "right"), ("leakage", "leakage", "left")):
+    for part, word, better in (("utility", "action", "right"), ("leakage", task, "left")):
         asked = [test for test in tests if test.get(part)]
         if asked and table is not None:
             made.append(_paired_chart(asked, part, word, better, f"{key}-{part}", table))
@@ -146,11 +147,6 @@ def _dots(name: str, labels: Sequence[str], figures: Sequence[Figure], colour: s
     }
 
 
-def _arm_name(arm: Mapping[str, Any]) -> str:
-    partition = arm.get("partition")
-    return f"{name_of(str(arm.get('arm')))}, {partition}" if partition else name_of(str(arm.get("arm")))
-
-
 def _paired_label(test: Mapping[str, Any]) -> str:
     """In two or three lines, so that a phone has room for the chart beside it."""
     name = str(test.get("name", "")).replace(" than ", "<br>than ").replace(" of ", "<br>of ")
@@ -176,7 +172,7 @@ def _difference_cell(told: Mapping[str, Any] | None) -> Cell:
 def _worst_cell(worst: Any) -> Cell:
     """A site's name with its figures, or one figure."""
     if isinstance(worst, Mapping) and "mean" in worst:
-        return figure_cell(_figure(worst))
+        return figure_cell(figure_of(worst))
     if isinstance(worst, Mapping):
         parts = [
             f"{word} {percent(_share(worst[word]))}" for word in ("action", "leakage") if worst.get(word) is not None
@@ -188,17 +184,11 @@ def _worst_cell(worst: Any) -> Cell:
 def _with_spread(figure: Figure | None) -> Cell:
     if figure is None:
         return Cell("–")
-    return Cell(percent(figure.mean), f"± {100 * figure.sd:.1f}" if figure.sd is not None else "one seed")
-
-
-def _figure(told: Any) -> Figure | None:
-    if not isinstance(told, Mapping) or told.get("mean") is None:
-        return None
-    return Figure(told["mean"], told.get("sd"), told.get("low"), told.get("high"), tuple(told.get("per_seed") or ()))
+    return Cell(measured(figure), f"± {100 * figure.sd:.1f}" if figure.sd is not None else "one seed")
 
 
 def _share(told: Any) -> float | None:
-    figure = _figure(told)
+    figure = figure_of(told)
     return figure.mean if figure else (float(told) if isinstance(told, int | float) else None)
 
 

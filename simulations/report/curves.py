@@ -7,7 +7,7 @@ from typing import Any
 
 from simulations.report.collect import RunStory
 from simulations.report.drawing import ACCENT, GREY, INK, SECOND, Chart, blank_layout, dotted_line, error_bars, label_at
-from simulations.report.judged import ANONYMIZED, Figure, Seen
+from simulations.report.judged import ANONYMIZED, Figure, Judged
 from simulations.report.tables import Cell, Line, Table, figure_cell
 from simulations.report.words import name_of, percent
 
@@ -32,8 +32,7 @@ def _loss_chart(run: RunStory, metric: str, title: str, reading: str, key: str) 
         traces.append(_curve(name, points, {"color": ACCENT, "width": 3}))
     if chance:
         traces.append(_curve("chance", chance, {"color": INK, "width": 1.5, "dash": "dash"}))
-    layout = blank_layout(300, "round", title.split(",")[0])
-    layout |= _warmup(run)
+    layout = _over_rounds(run, title.split(",")[0])
     layout["yaxis"] |= {"rangemode": "tozero", "tickformat": ".2~f"}
     columns = {**series, **({"chance": chance} if chance else {}), **sites}
     last = {name: points[max(points)] for name, points in columns.items() if points}
@@ -43,42 +42,57 @@ def _loss_chart(run: RunStory, metric: str, title: str, reading: str, key: str) 
 
 
 def judged_rounds_chart(run: RunStory, key: str) -> Chart | None:
-    """What fresh networks found of the anonymizer as it was after some rounds, and the sites' own evaluations."""
+    """What fresh networks found of the anonymizer as it was after some rounds, and the sites' own evaluations.
+
+    One attacker and one seed all along. The last round's point is theirs in the whole judgement, and is left out where
+    that attacker was not asked there.
+    """
     judged = run.judged
-    seen: dict[int, Seen] = dict(judged.rounds) if judged else {}
-    if judged and seen and ANONYMIZED in judged.representations:
-        seen[run.rounds_done] = judged.representations[ANONYMIZED]
-    task = judged.main_task if judged else None
-    own = _series(run.evaluations, "top1")
-    action = {number: told.action for number, told in sorted(seen.items()) if told.action is not None}
-    leaked = {
-        number: leak for number, told in sorted(seen.items()) if task and (leak := told.leakage(task)) is not None
-    }
-    if not seen:
+    if judged is None or not judged.rounds:
         return None
-    traces = [
-        _checkpoints("fresh action network", action, ACCENT, "circle"),
-        _checkpoints(f"strongest attacker, {name_of(task or '')}", leaked, SECOND, "diamond"),
-    ]
+    task, own = judged.main_task or "", _series(run.evaluations, "top1")
+    attacker = _attacker_on_the_way(judged, task)
+    seen = dict(judged.rounds)
+    if ANONYMIZED in judged.representations:
+        seen.setdefault(run.rounds_done, judged.representations[ANONYMIZED])
+    action = {number: _first_seed(told.action) for number, told in sorted(seen.items()) if told.action is not None}
+    leaked = {
+        number: _first_seed(found)
+        for number, told in sorted(seen.items())
+        if task in told.attacks and (found := told.attacks[task].attackers.get(attacker)) is not None
+    }
+    traces = [_checkpoints("fresh action network", action, ACCENT, "circle")] if action else []
+    if leaked:
+        traces.append(_checkpoints(f"{name_of(attacker)}, {name_of(task)}", leaked, SECOND, "diamond"))
     if own:
         style = {"symbol": "x-thin", "size": 9, "line": {"color": INK, "width": 2}}
         traces.append(_curve("federated f_T at the sites", own, {"color": INK}) | {"mode": "markers", "marker": style})
-    layout = blank_layout(300, "round", "top-1")
-    layout |= _warmup(run)
+    layout = _over_rounds(run, "top-1")
     layout["yaxis"] |= {"range": [0, 1.04], "tickformat": ".0%"}
     for asked, colour in (("action", ACCENT), (task, SECOND)):
-        if judged and asked and asked in judged.chance:
+        if asked and asked in judged.chance:
             layout["shapes"].append(
                 dotted_line(y=judged.chance[asked]) | {"line": {"color": colour, "width": 1, "dash": "dot"}}
             )
-    columns = {"action": action, name_of(task or "attack"): leaked}
+    columns = {"action": action, f"{name_of(task or 'attack')} by {name_of(attacker) or 'nobody'}": leaked}
     last = ", ".join(f"{name} {percent(told[max(told)].mean)}" for name, told in columns.items() if told)
     alt = f"Line chart of fresh networks' figures at {len(seen)} checkpoints; at the last one {last}."
     rows = sorted({*action, *leaked})
     lines = [Line(Cell(str(n)), [figure_cell(action.get(n)), figure_cell(leaked.get(n))]) for n in rows]
     table = Table("Fresh networks at checkpoints", ["round", *columns], lines)
-    note = "Fresh networks at checkpoints; dotted: chance of each"
+    note = "Fresh networks at checkpoints, one seed and one attacker, not the strongest; dotted: chance of each"
     return Chart(key, "Fresh networks on the way", alt, {"data": traces, "layout": layout}, table, note)
+
+
+def _attacker_on_the_way(judged: Judged, task: str) -> str:
+    """Who was asked at the checkpoints; empty: nobody."""
+    asked = (seen.attacks[task].attackers for seen in judged.rounds.values() if task in seen.attacks)
+    return next((name for attackers in asked for name in attackers), "")
+
+
+def _first_seed(figure: Figure) -> Figure:
+    """What the first seed found; its interval is told only where it was the only one."""
+    return figure if len(figure.per_seed) < 2 else Figure(figure.per_seed[0], learned=figure.learned)
 
 
 def _checkpoints(name: str, figures: Mapping[int, Figure], colour: str, symbol: str) -> dict[str, Any]:
@@ -126,8 +140,17 @@ def _series_table(caption: str, columns: Mapping[str, Mapping[int, float]], form
     return Table(caption, ["round", *columns], lines)
 
 
+def _over_rounds(run: RunStory, y_title: str) -> dict[str, Any]:
+    """A layout with whole rounds on its axis, a dozen of them at most, and the warm-up as a band."""
+    layout = blank_layout(300, "round", y_title)
+    power = 10 ** max(0, len(str(run.rounds_done)) - 2)
+    step = next(one * power for one in (1, 2, 5, 10, 20) if run.rounds_done <= 12 * one * power)
+    layout["xaxis"] |= {"tick0": 0, "dtick": step}
+    return layout | _warmup(run)
+
+
 def _warmup(run: RunStory) -> dict[str, Any]:
-    """The warm-up rounds as a band; whole numbers on the axis."""
+    """The warm-up rounds as a band."""
     until = int(run.settings.get("rounds.warmup", 0))
     if not until or run.rounds_done < 1:
         return {"shapes": [], "annotations": []}

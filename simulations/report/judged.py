@@ -54,6 +54,11 @@ class Attack:
         told = [one.learned for one in self.attackers.values()]
         return replace(figure, learned=evaluation.least_learned(figure.mean, told))
 
+    @property
+    def macro_f1(self) -> Figure | None:
+        """By macro-F1, in which another attacker may be the strongest; None: not computed."""
+        return Attack("f1", self.f1).leakage if self.f1 else None
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -61,7 +66,7 @@ class Seen:
 
     action: Figure | None
     attacks: Mapping[str, Attack]  # by task
-    reconstruction: Mapping[str, Figure] = field(default_factory=dict)  # psnr_db, ssim, identity
+    reconstruction: Mapping[str, Figure] = field(default_factory=dict)  # psnr_db, ssim, identity …
 
     def leakage(self, task: str) -> Figure | None:
         """The strongest attacker's figure; None: not asked."""
@@ -108,8 +113,12 @@ def from_evaluation(written: Evaluation) -> Judged:
         seeds=written.seeds,
         train_videos=written.data.get("train_videos"),
         test_videos=written.data.get("test_videos"),
-        not_measured=written.not_measured,
-        described={**{name: getattr(written, name) for name in kept}, "manifest": written.data.get("manifest")},
+        not_measured=written.lacking,
+        described={
+            **{name: getattr(written, name) for name in kept},
+            "manifest": written.data.get("manifest"),
+            "data": written.data.get("sha256"),
+        },
     )
 
 

@@ -9,21 +9,23 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from simulations.report.alike import mixed
+from simulations.report.arm_tables import comparison_facts, comparison_settings
+from simulations.report.arm_words import comparison_headline, comparison_sentences, explanations
 from simulations.report.arms import arm_chart, arm_table, paired_charts, paired_table
 from simulations.report.collect import ComparisonStory, RunStory
 from simulations.report.curves import game_charts, judged_rounds_chart
 from simulations.report.drawing import Chart
 from simulations.report.judged import ANONYMIZED, RAW
+from simulations.report.lacking import not_attacked, not_measured
 from simulations.report.run_tables import cost_table, facts_table, overview_table, settings_table, site_table
 from simulations.report.strips import Strips, make_strips
 from simulations.report.tables import Table, attack_table, reconstruction_table, representation_table
-from simulations.report.tradeoff import scatter
+from simulations.report.tradeoff import arm_scatter, scatter
 from simulations.report.wire_tables import audit_table, promise_table
 from simulations.report.words import (
     Sentence,
     byte_size,
-    comparison_headline,
-    comparison_sentences,
     counted,
     duration,
     headline,
@@ -78,7 +80,10 @@ class ComparisonSection:
     sentences: Sequence[Sentence]
     charts: Sequence[Chart]
     tables: Sequence[Table]
-    about: str
+    about: Sequence[str]
+    scatter: Chart | None
+    facts: Table
+    settings: Table
     not_measured: Sequence[str]
 
 
@@ -111,7 +116,7 @@ def render(
         shows_raw=any(strip.raw for section in sections for strip in section.strips.strips),
         comparisons=[comparison_section(story, f"comparison-{n}") for n, story in enumerate(comparisons, 1)],
         scatters=[chart for chart in scatters if chart is not None],
-        mixed=_mixed(runs),
+        mixed=mixed(runs),
         tiles=_tiles(runs[0]) if len(runs) == 1 else [],
         overview=overview_table(runs) if len(runs) > 1 else None,
         costs=cost_table(runs) if runs else None,
@@ -140,8 +145,8 @@ def run_section(run: RunStory, key: str, show_raw: bool) -> RunSection:
         sites=site_table(run),
         wire=[table for table in (promise_table(run), audit_table(run.audit) if run.audit else None) if table],
         facts=facts_table(run),
-        settings=settings_table(run),
-        not_measured=[*not_measured(run), *_not_attacked(run), *([DRAWN] if strips.all_synthetic else [])],
+        settings=settings_table(run.settings),
+        not_measured=[*not_measured(run), *not_attacked(run), *([DRAWN] if strips.all_synthetic else [])],
     )
 
 
@@ -151,8 +156,8 @@ def comparison_section(story: ComparisonStory, key: str) -> ComparisonSection:
     arms = arm_chart(story, f"{key}-arms")
     tables = [arm_table(story), paired_table(story)]
     seeds = ", ".join(map(str, content.get("seeds") or [])) or "unknown"
-    about = f"{content.get('sites', '?')} sites; seeds {seeds}; {content.get('test_videos', '?')} test videos; "
-    about += f"made {moment(content.get('created'))}."
+    size = f"{content.get('sites', '?')} sites; seeds {seeds}; {content.get('test_videos', '?')} test videos; "
+    size += f"made {moment(content.get('created'))}."
     return ComparisonSection(
         comparison=story,
         key=key,
@@ -160,45 +165,12 @@ def comparison_section(story: ComparisonStory, key: str) -> ComparisonSection:
         sentences=comparison_sentences(story),
         charts=[*([arms] if arms else []), *paired_charts(story, f"{key}-tests")],
         tables=[table for table in tables if table is not None],
-        about=about,
+        about=[size, *explanations(story)],
+        scatter=arm_scatter(story, f"{key}-scatter"),
+        facts=comparison_facts(story),
+        settings=comparison_settings(story),
         not_measured=list(content.get("not_measured") or []),
     )
-
-
-def not_measured(run: RunStory) -> list[str]:
-    """What the judgement itself says that it lacks, and what one can see that it lacks."""
-    judged = run.judged
-    if judged is None:
-        return ["everything that fresh networks would tell: the run was not judged"]
-    seen = judged.representations[ANONYMIZED]
-    lacking = list(judged.not_measured)
-    if RAW not in judged.representations:
-        lacking.append("raw video: without it nobody knows what there was to keep and to hide")
-    if seen.action is not None and seen.action.low is None:
-        lacking.append("how sure the figures are: no intervals over the test videos")
-    if len(judged.seeds) < 3:
-        lacking.append(f"the spread over seeds: {counted(len(judged.seeds), 'seed')}, three are needed to see it")
-    short = next((seen.attacks[task] for task in judged.tasks if task in seen.attacks), None)
-    if short is not None and short.leakage.at_least:
-        knew = percent(short.leakage.learned, 0)
-        lacking.append(
-            f"what a fresh attacker with more steps finds: one was right in only {knew} of its own training "
-            "clips when its steps ended, so identity is a lower bound (fedspact evaluate --set judge.steps=…)"
-        )
-    few = {task: len(attack.attackers) for task, attack in seen.attacks.items() if len(attack.attackers) < 3}
-    if few and judged.source == "summary.json":
-        lacking.append("attackers of three different architectures")
-    if judged.source == "summary.json":
-        lacking.append("the other baselines, and whether a trained inverter can give the raw video back")
-    if not judged.rounds:
-        lacking.append("fresh attackers at earlier rounds")
-    return lacking
-
-
-def _not_attacked(run: RunStory) -> list[str]:
-    if run.audit is not None:
-        return list(run.audit.not_measured)
-    return [f"what updates and networks give away: attack them with fedspact audit {run.path}"]
 
 
 def checked_out(path: Path) -> Path:
@@ -262,13 +234,6 @@ def _how_judged(run: RunStory) -> str:
     if judged.source == "summary.json":
         return f"The quick judgement that the run ended with: one seed, no intervals. For all of it: {command}"
     return ""
-
-
-def _mixed(runs: Sequence[RunStory]) -> str:
-    """A warning where runs stand side by side that were not judged alike."""
-    judged = [run.judged for run in runs if run.judged is not None]
-    alike = {(one.test_videos, one.described.get("protocol"), one.source) for one in judged}
-    return "These runs were not judged on the same videos in the same way: compare them with care." * (len(alike) > 1)
 
 
 def _source(name: str) -> str:

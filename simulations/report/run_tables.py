@@ -8,7 +8,7 @@ from typing import Any
 from simulations.report.collect import RunStory
 from simulations.report.judged import ANONYMIZED
 from simulations.report.tables import DOWN, UP, Cell, Line, Table, figure_cell
-from simulations.report.words import byte_size, duration, moment, name_of, percent
+from simulations.report.words import byte_size, duration, moment, name_of, pairs, percent
 from spact_models.errors import UserError
 from spact_models.run_config import load_settings
 
@@ -117,10 +117,10 @@ def facts_table(run: RunStory) -> Table:
         "judged": f"{moment(told.get('created'))}, protocol {told.get('protocol')}" if told.get("protocol") else None,
         "seeds of the judge": ", ".join(map(str, judged.seeds)) if judged else None,
         "fresh action network": told.get("action_network"),
-        "the judge's budget": _pairs(told.get("budget")),
+        "the judge's budget": pairs(told.get("budget")),
         "videos": f"{judged.train_videos} to learn from, {judged.test_videos} held out" if judged else None,
-        "versions": _pairs(told.get("versions") or run.summary.get("versions")),
-        "machine": _pairs(told.get("machine")) or run.summary.get("device"),
+        "versions": pairs(told.get("versions") or run.summary.get("versions")),
+        "machine": pairs(told.get("machine")) or run.summary.get("device"),
         "time to judge": duration(told["seconds"]) if told.get("seconds") else None,
         "anonymizer (SHA-256)": (told.get("model") or {}).get("sha256"),
     }
@@ -128,17 +128,17 @@ def facts_table(run: RunStory) -> Table:
     return Table("To see the same again", ["", "value"], lines, numeric=False)
 
 
-def settings_table(run: RunStory) -> Table:
+def settings_table(settings: Mapping[str, Any]) -> Table:
     """Every setting; those that differ from their preset's default come first and are marked."""
     try:
-        usual: Mapping[str, Any] = load_settings({"preset": run.settings.get("preset", "tiny")}).flat()
+        usual: Mapping[str, Any] = load_settings({"preset": settings.get("preset", "tiny")}).flat()
     except UserError:  # a preset of another version
         usual = {}
-    changed = [key for key in run.settings if key not in ("preset", "run_dir") and run.settings[key] != usual.get(key)]
+    changed = [key for key in settings if key not in ("preset", "run_dir") and settings[key] != usual.get(key)]
     lines = []
-    for key in [*changed, *(key for key in run.settings if key not in changed)]:
+    for key in [*changed, *(key for key in settings if key not in changed)]:
         note = f"preset: {usual[key]}" if key in changed and key in usual else ""
-        lines.append(Line(Cell(key, strong=key in changed), [Cell(str(run.settings[key]), note)]))
+        lines.append(Line(Cell(key, strong=key in changed), [Cell(str(settings[key]), note)]))
     caption = "Settings; those that differ from the preset's come first" if changed else "Settings, all the preset's"
     return Table(caption, ["setting", "value"], lines, numeric=False)
 
@@ -164,8 +164,3 @@ def _memory(run: RunStory) -> str:
 
 def _decimal(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
-
-
-def _pairs(told: Mapping[str, Any] | None) -> str:
-    known = {name: value for name, value in (told or {}).items() if value is not None}
-    return ", ".join(f"{name_of(name)} {value}" for name, value in known.items())

@@ -1,6 +1,6 @@
 """Short strips of held-out videos that play in the page: raw beside anonymized, or anonymized alone.
 
-Raw pictures leave the run folder only where they show nobody: in videos that fedspact drew itself, or when the one who
+Raw pictures leave the run folder only where they show nobody: in videos that the run drew itself, or when the one who
 makes the page says so (``--show-raw``). Captions name a person only where raw pictures may be shown too.
 """
 
@@ -161,10 +161,10 @@ def _note(strips: Sequence[Strip], lost: int) -> str:
     if raw == len(strips):
         told = "Held-out videos; on the left as filmed, on the right what the anonymizer makes of them."
     elif raw:
-        told = "Held-out videos; raw footage is shown only where fedspact drew the video itself."
+        told = "Held-out videos; raw footage is shown only where the run drew the video for itself."
     else:
         told = (
-            "Held-out videos as the anonymizer shows them. Raw footage is not part of this page: these videos were not "
-            "drawn by fedspact (--show-raw would include it)."
+            "Held-out videos as the anonymizer shows them. Raw footage is not part of this page: the run did not draw "
+            "these videos for itself, and what they show is not known (--show-raw would include it)."
         )
     return told + (f" {lost} more could not be read." if lost else "")

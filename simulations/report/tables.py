@@ -61,15 +61,25 @@ def representation_table(judged: Judged, tasks: Sequence[str] = ()) -> Table:
         if not tasks or any(task in seen.attacks for task in tasks)
     }
     tasks = tuple(tasks) or judged.tasks
+    with_f1 = [task for task in tasks if any(task in seen.attacks and seen.attacks[task].f1 for seen in shown.values())]
     lines = []
     for name, seen in shown.items():
         ours = name == ANONYMIZED
-        cells = [figure_cell(seen.action, ours), *(figure_cell(seen.leakage(task), ours) for task in tasks)]
+        figures = [seen.action, *(seen.leakage(task) for task in tasks)]
+        figures += [seen.attacks[task].macro_f1 if task in seen.attacks else None for task in with_f1]
+        cells = [figure_cell(figure, ours) for figure in figures]
         lines.append(Line(Cell(name_of(name), strong=ours), cells, "ours" if ours else ""))
-    chance = [Cell(percent(judged.chance.get(task))) for task in ("action", *tasks)]
-    lines.append(Line(Cell("chance"), chance, "chance"))
-    heads = ["representation", f"action{UP}", *(f"{name_of(task)}{DOWN}" for task in tasks)]
+    asked = ("action", *tasks, *(f"{task}_f1" for task in with_f1))
+    lines.append(Line(Cell("chance"), [Cell(percent(judged.chance.get(task))) for task in asked], "chance"))
+    heads = ["representation", f"action{UP}", *(f"{_with_metric(judged, task)}{DOWN}" for task in tasks)]
+    heads += [f"{name_of(task)}, macro-F1{DOWN}" for task in with_f1]
     return Table("Every representation, judged with the same budget; the strongest attacker counts", heads, lines)
+
+
+def _with_metric(judged: Judged, task: str) -> str:
+    """A task's name, with its metric where that is not top-1."""
+    asked = [seen.attacks[task].metric for seen in judged.representations.values() if task in seen.attacks]
+    return f"{name_of(task)}, cMAP" if "cmap" in asked else name_of(task)
 
 
 def attack_table(judged: Judged) -> Table | None:
@@ -79,26 +89,33 @@ def attack_table(judged: Judged) -> Table | None:
     for task in judged.tasks:
         if task in seen.attacks:
             on_raw = raw.attacks.get(task) if raw else None
-            metric = "class-mean average precision" if seen.attacks[task].metric == "cmap" else "top-1"
+            metric = "class-mean average precision (cMAP)" if seen.attacks[task].metric == "cmap" else "top-1"
             lines.append(Line(Cell(name_of(task), metric), []))
-            lines += _attackers(seen.attacks[task], on_raw, judged.chance.get(task))
+            chance = Cell(percent(judged.chance.get(task)), _macro(judged.chance.get(f"{task}_f1")))
+            lines += _attackers(seen.attacks[task], on_raw, chance)
     heads = ["fresh attacker", f"anonymized{DOWN}", "raw", "chance"]
     return Table("Every fresh attacker; the strongest of each question in bold", heads, lines) if lines else None
 
 
-def _attackers(attack: Attack, on_raw: Attack | None, chance: float | None) -> list[Line]:
+def _macro(share: float | None) -> str:
+    return "" if share is None else f"macro-F1 {percent(share)}"
+
+
+def _by(attacker: str, attack: Attack | None, strong: bool = False) -> Cell:
+    """One attacker's figure, its macro-F1 below it where there is one."""
+    found = figure_cell(attack.attackers.get(attacker) if attack else None, strong)
+    macro = _macro(attack.f1[attacker].mean) if attack and attacker in attack.f1 else ""
+    return Cell(found.text, "; ".join(filter(None, (found.note, macro))), strong)
+
+
+def _attackers(attack: Attack, on_raw: Attack | None, chance: Cell) -> list[Line]:
     lines = []
     for attacker, figure in attack.attackers.items():
         strongest = attacker == attack.strongest
-        found = figure_cell(figure, strongest)
-        if attacker in attack.f1:
-            macro = f"macro-F1 {percent(attack.f1[attacker].mean)}"
-            found = Cell(found.text, "; ".join(filter(None, (found.note, macro))), strongest)
-        beside = figure_cell(on_raw.attackers.get(attacker) if on_raw else None)
         notes = ["strongest"] if strongest and len(attack.attackers) > 1 else []
         if figure.at_least:
             notes.append(f"right in {percent(figure.learned, 0)} of its training clips")
-        cells = [found, beside, Cell(percent(chance))]
+        cells = [_by(attacker, attack, strongest), _by(attacker, on_raw), chance]
         lines.append(Line(Cell(name_of(attacker), "; ".join(notes), strongest), cells, "ours" if strongest else ""))
     return lines
 
@@ -109,13 +126,20 @@ def reconstruction_table(judged: Judged) -> Table | None:
     for name, seen in judged.representations.items():
         told = seen.reconstruction
         if told:
-            psnr, ssim = told.get("psnr_db"), told.get("ssim")
-            cells = [
-                Cell(f"{psnr.mean:.1f}\u202fdB" if psnr else "–"),
-                Cell(f"{ssim.mean:.2f}" if ssim else "–"),
-                figure_cell(told.get("identity")),
-            ]
+            psnr, ssim = _decibels(told.get("psnr_db")), _similarity(told.get("ssim"))
+            floors = _decibels(told.get("mean_picture_psnr_db")), _similarity(told.get("mean_picture_ssim"))
+            notes = ["" if floor == "–" else f"mean picture {floor}" for floor in floors]
+            cells = [Cell(psnr, notes[0]), Cell(ssim, notes[1]), figure_cell(told.get("identity"))]
             ours = name == ANONYMIZED
             lines.append(Line(Cell(name_of(name), strong=ours), cells, "ours" if ours else ""))
     heads = ["representation", f"PSNR{DOWN}", f"SSIM{DOWN}", f"identity on the result{DOWN}"]
-    return Table("A fresh U-Net that tries to give the raw video back", heads, lines) if lines else None
+    caption = "A fresh U-Net that tries to give the raw video back; below: the mean training picture, without looking"
+    return Table(caption, heads, lines) if lines else None
+
+
+def _decibels(figure: Figure | None) -> str:
+    return f"{figure.mean:.1f}\u202fdB" if figure else "–"
+
+
+def _similarity(figure: Figure | None) -> str:
+    return f"{figure.mean:.2f}" if figure else "–"

@@ -1,11 +1,15 @@
-"""The privacy-utility chart: what every representation keeps of the action against what it gives away."""
+"""The privacy-utility chart: what every representation, or arm, keeps of the action against what it gives away."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from simulations.report.collect import RunStory
+from simulations.report.alike import beside
+from simulations.report.arm_words import TRAINED, arm_name, figure_of, task_of
+from simulations.report.arms import arm_table
+from simulations.report.collect import ComparisonStory, RunStory
 from simulations.report.drawing import (
     ACCENT,
     FOURTH,
@@ -19,9 +23,9 @@ from simulations.report.drawing import (
     error_bars,
     label_at,
 )
-from simulations.report.judged import ANONYMIZED, RAW, Figure, Judged
+from simulations.report.judged import ANONYMIZED, RAW, Attack, Figure, Judged, Seen
 from simulations.report.tables import representation_table
-from simulations.report.words import TARGET_ACTION, TARGET_LEAKAGE, name_of, percent
+from simulations.report.words import TARGET_ACTION, TARGET_LEAKAGE, measured, name_of, percent
 
 MOTION = ("difference_grey", "difference1bit", "bdq")
 RUN_COLOURS = (ACCENT, SECOND, THIRD, FOURTH)
@@ -29,11 +33,11 @@ RUN_SYMBOLS = ("star", "hexagram", "star-triangle-up", "star-diamond")
 
 
 def scatter(runs: Sequence[RunStory], task: str, key: str) -> Chart | None:
-    """Action kept against the strongest attacker: every representation of the first judged run, and every run's own."""
+    """Action kept against the strongest attacker: every run's own, and what was judged beside one of them."""
     judged = [(run, run.judged) for run in runs if run.judged is not None and _place(run.judged, ANONYMIZED, task)]
     if not judged:
         return None
-    first = judged[0][1]
+    first, whose = beside(judged)
     traces = [trace for group in _groups(first) if (trace := _points(first, task, *group)) is not None]
     for number, (run, told) in enumerate(judged):
         label = run.name if len(judged) > 1 else name_of(ANONYMIZED)
@@ -45,7 +49,7 @@ def scatter(runs: Sequence[RunStory], task: str, key: str) -> Chart | None:
     layout = _scatter_layout(first, task, traces)
     note = "Bars: 95 % intervals over the held-out videos." if _with_bars(first) else ""
     if len(judged) > 1:
-        note = f"{note} Baselines as judged with {judged[0][0].name}.".strip()
+        note = f"{note} {whose}".strip()
     title = f"What is kept against what is given away: {name_of(task)}"
     return Chart(
         key,
@@ -55,6 +59,54 @@ def scatter(runs: Sequence[RunStory], task: str, key: str) -> Chart | None:
         representation_table(first, [task]),
         note,
     )
+
+
+def arm_scatter(comparison: ComparisonStory, key: str) -> Chart | None:
+    """The same of a comparison's arms, with the spread over their seeds; None: no arm answered both questions."""
+    task, rows = task_of(comparison), comparison.content["summary"]
+    arms: dict[str, list[str]] = {arm: [] for arm in TRAINED}
+    seen = {}
+    for row in rows:
+        action, leakage = figure_of(row.get("action")), figure_of(row.get("leakage"))
+        if action is not None and leakage is not None:
+            name = arm_name(row) if row["arm"] in TRAINED else str(row["arm"])
+            arms.setdefault(str(row["arm"]), []).append(name)
+            seen[name] = Seen(_by_seeds(action), {task: Attack("top1", {"strongest": _by_seeds(leakage)})})
+    if not seen:
+        return None
+    chance = {name: value for name, value in (comparison.content.get("chance") or {}).items() if value is not None}
+    judged = Judged("comparison.json", seen, chance)
+    trained = [name for arm in TRAINED for name in arms[arm]]
+    baselines = replace(judged, representations={name: one for name, one in seen.items() if name not in trained})
+    traces = [trace for group in _groups(baselines) if (trace := _points(judged, task, *group)) is not None]
+    for number, arm in enumerate(TRAINED):
+        style = {"symbol": RUN_SYMBOLS[number], "size": 15, "color": RUN_COLOURS[number]}
+        style["line"] = {"color": "var(--paper)", "width": 1}
+        trace = _points(judged, task, name_of(arm), arms[arm], style, {name: name for name in arms[arm]})
+        if trace is not None:
+            traces.append(trace)
+    placed = [
+        f"{name}: action {_mean(one.action)}, {name_of(task)} {_mean(one.leakage(task))}" for name, one in seen.items()
+    ]
+    spread = any(one.action is not None and one.action.sd is not None for one in seen.values())
+    return Chart(
+        key,
+        f"What is kept against what is given away: {name_of(task)}",
+        f"Scatter chart of {len(seen)} arms. {'; '.join(placed)}.",
+        {"data": traces, "layout": _scatter_layout(judged, task, traces)},
+        arm_table(comparison),
+        "Bars: standard deviation over seeds." if spread else "",
+    )
+
+
+def _by_seeds(figure: Figure) -> Figure:
+    """With the standard deviation over seeds for bars, in place of the interval over the videos."""
+    sd = figure.sd
+    return replace(figure, low=None if sd is None else figure.mean - sd, high=None if sd is None else figure.mean + sd)
+
+
+def _mean(figure: Figure | None) -> str:
+    return measured(figure) if figure else "–"
 
 
 def _groups(judged: Judged) -> list[tuple[str, list[str], dict[str, Any]]]:
@@ -168,4 +220,4 @@ def _with_bars(judged: Judged) -> bool:
 
 def _long(figure: Figure) -> str:
     known = figure.low is not None and figure.high is not None
-    return percent(figure.mean) + (f" ({percent(figure.low)} to {percent(figure.high)})" if known else "")
+    return measured(figure) + (f" ({percent(figure.low)} to {percent(figure.high)})" if known else "")

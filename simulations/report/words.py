@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from simulations.report.collect import ComparisonStory, RunStory
+from simulations.report.collect import RunStory
 from simulations.report.judged import ANONYMIZED, RAW, Attack, Figure, Judged, Seen
 
 THIN = "\u202f"  # narrow no-break space between a number and its unit
@@ -15,7 +15,6 @@ MINUS = "\u2212"
 AT_LEAST = "≥\u202f"
 TARGET_ACTION = 0.97  # of raw (issue 3): what counts as kept
 TARGET_LEAKAGE = 0.05  # above chance: what counts as hidden
-HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 NAMES = {
     "raw": "raw",
     "greyscale": "greyscale",
@@ -259,37 +258,7 @@ def _overlap(one: Figure, other: Figure) -> bool:
     return known and one.low <= other.high and other.low <= one.high  # type: ignore[operator]
 
 
-def comparison_headline(comparison: ComparisonStory) -> Sentence:
-    """How many of the paired tests hold."""
-    found = [verdict(test) for test in comparison.content.get("tests") or []]
-    if not found:
-        return Sentence("Arms side by side; no paired test was made.")
-    words = {HOLDS: ("holds", "hold"), FAILS: ("does not", "do not"), UNDECIDED: ("is undecided", "are undecided")}
-    counts = {word: found.count(word) for word in words}
-    parts = [f"{count} {words[word][count > 1]}" for word, count in counts.items() if count]
-    return Sentence(f"{counted(len(found), 'paired test')}: {', '.join(parts)}.")
-
-
-def comparison_sentences(comparison: ComparisonStory) -> list[Sentence]:
-    """One sentence a paired test: whether it holds, where, and by how much."""
-    tones = {HOLDS: "good", FAILS: "bad", UNDECIDED: "plain"}
-    return [Sentence(_test_sentence(test), tones[verdict(test)]) for test in comparison.content.get("tests") or []]
-
-
-def verdict(test: Mapping[str, Any]) -> str:
-    """A paired test holds when it does in utility and in leakage, and does not when it fails in one of them."""
-    found = [test[part].get("holds") for part in ("utility", "leakage") if test.get(part)]
-    if any(held is False for held in found):
-        return FAILS
-    return HOLDS if found and all(found) else UNDECIDED
-
-
-def _test_sentence(test: Mapping[str, Any]) -> str:
-    told = [
-        f"{word} {points(test[part].get('difference'))} points"
-        for part, word in (("utility", "action"), ("leakage", "leakage"))
-        if test.get(part)
-    ]
-    name = str(test.get("name", "a paired test"))
-    partition = f", split {test['partition']}" if test.get("partition") else ""
-    return f"{name[:1].upper()}{name[1:]}{partition}: {verdict(test)} ({', '.join(told)})."
+def pairs(told: Mapping[str, Any] | None) -> str:
+    """``steps 300, batch 32``: a mapping in a line, without what is not known."""
+    known = {name: value for name, value in (told or {}).items() if value is not None}
+    return ", ".join(f"{name_of(name)} {value}" for name, value in known.items())

@@ -251,6 +251,48 @@ def test_the_result_holds_every_arm_every_verdict_and_what_to_beware_of(whole):
     assert [test["partition"] for test in result["tests"]] == ["iid"] * 3 + ["light:2"] * 3
     assert any("test clips" in text for text in result["not_measured"])
     assert any("2 seed(s)" in text for text in result["not_measured"])
+    assert set(result["versions"]) == {"fedspact", "torch", "python"}
+
+
+def test_rows_and_verdicts_know_what_the_least_finished_network_of_their_cells_knew(whole):
+    _, _, result = whole
+
+    def least(part, *names):
+        told = [line[part]["learned"] for line in result["arms"] if (line["arm"], line["partition"]) in names]
+        return min((share for share in told if share is not None), default=None)
+
+    for row in result["summary"]:
+        for part in ("action", "leakage"):
+            found = least(part, (row["arm"], row["partition"]))
+            assert row[part]["learned"] == found or row[part]["mean"] >= 0.98
+    assert {row["arm"] for row in result["summary"] if row["action"]["learned"] is not None} > {"raw", "local-only"}
+    test = result["tests"][0]
+    assert test["utility"]["learned"] == least("action", ("centralized", None), ("federated", "iid"))
+    alone = result["tests"][1]
+    assert alone["utility"]["learned"] == least("action", ("local-only", "iid"), ("federated", "iid"))
+
+
+def test_the_table_marks_lower_bounds_and_says_so_below():
+    def told(mean, learned):
+        return {"mean": mean, "sd": None, "low": mean, "high": mean, "per_seed": [mean], "learned": learned}
+
+    def row(arm, learned, **more):
+        return {"arm": arm, "partition": None, "action": told(0.9, 0.95), "leakage": told(0.1, learned), **more}
+
+    empty = {"worst_site": None, "seconds": None}
+    result = {
+        "task": "identity", "chance": {"action": 0.1, "identity": 0.1}, "tests": [], "not_measured": ["much"],
+        "summary": [row("weak", 0.4, **empty), row("sure", 0.95, **empty)],
+        "arms": [row("weak", 0.4), row("sure", 0.95)],
+    }  # fmt: skip
+    weak, sure = table(result).splitlines()[2:4]
+    assert weak.split() == ["weak", "0.900", "0.900–0.900", "≥0.100", "0.100–0.100"]
+    assert "≥" not in sure
+    below = table(result).splitlines()[-2]
+    assert below.startswith("Lower bounds: in 1 of 2 cells a fresh network was right in less than 90% of its own")
+    finished = {**result, "summary": result["summary"][1:], "arms": result["arms"][1:]}
+    assert "Lower bounds" not in table(finished)
+    assert "≥" not in table(finished)
 
 
 def test_verdicts_come_from_the_hits_that_each_cell_keeps(whole):
@@ -389,6 +431,22 @@ def test_the_worst_site_of_a_global_anonymizer_is_judged_on_its_own_test_videos(
 def test_what_cannot_be_is_said_before_hours_of_work(squares, tmp_path, fast, words, message):
     with pytest.raises(UserError, match=message):
         command.compare(parse("--data", squares, "--out", tmp_path / "c", *sets(fast), *words))
+    assert not (tmp_path / "c" / "plan.json").exists()
+
+
+@pytest.mark.parametrize("column", ["action", "identity"])
+def test_a_class_with_a_single_clip_is_refused_as_evaluate_does(squares, tmp_path, column):
+    rows = read_rows(squares)
+    words = {"action": "walk", "identity": "red"}
+    alone = [
+        Row(tmp_path / f"{name}.mp4", told["action"], split="train", attributes={"identity": told["identity"]})
+        for name in ("eve", "fay")
+        for told in [{**words, column: name}]
+    ]
+    for added, message in ((alone[:1], f"{column} = 'eve' has one clip"), (alone, f"{column} = 'eve', 'fay' have one")):
+        write_rows([*rows, *added], tmp_path / "m.csv")
+        with pytest.raises(UserError, match=rf"--data .*m\.csv: {message}.* in training and one in test: add one"):
+            command.compare(parse("--data", tmp_path / "m.csv", "--out", tmp_path / "c"))
     assert not (tmp_path / "c" / "plan.json").exists()
 
 

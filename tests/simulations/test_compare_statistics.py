@@ -1,6 +1,7 @@
 """Differences between arms: paired, against a slow bootstrap, and verdicts that follow from the interval alone."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,3 +73,14 @@ def test_too_few_videos_leave_it_undecided():
 def test_answers_to_other_questions_are_not_paired():
     with pytest.raises(ValueError, match="cannot be paired"):
         compare_hits(np.zeros((2, 5)), np.zeros((3, 5)), 0.0, True)
+
+
+@pytest.mark.parametrize(("learned", "told"), [(0.4, "holds, by lower bounds"), (0.9, "holds"), (None, "holds")])
+def test_what_holds_by_networks_that_had_not_learned_holds_by_lower_bounds(learned, told):
+    hits = draw(0.7, 3, 200, np.random.default_rng(0))
+    found = replace(compare_hits(hits, hits, LEAKAGE_MARGIN, more_is_better=False), learned=learned)
+    assert (found.holds, found.verdict) == (True, told)
+    assert found.to_json()["learned"] == learned
+    assert found.to_json()["verdict"] == told
+    worse = replace(compare_hits(hits, hits, 0.0, more_is_better=False), learned=learned)
+    assert worse.verdict == "does not hold"

@@ -5,10 +5,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from simulations.protocols.evaluation import Attack, Evaluation, Figure, Represented, known, read_evaluation
+from simulations.protocols.evaluation import (
+    ALL,
+    NO_PAIR,
+    SAME_SOURCE,
+    Attack,
+    Evaluation,
+    Figure,
+    Represented,
+    known,
+    read_evaluation,
+)
+from simulations.protocols.figures import represented
 from simulations.protocols.text import attackers_table, reconstruction_table, table
 from spact_models.errors import UserError
+from spact_models.judge import Answer
 from spact_models.metrics import bootstrap_interval
 
 
@@ -26,7 +39,7 @@ def evaluation():
         budget={"steps": 300},
         action_network="tiny",
         data={"train_videos": 5, "test_videos": 3},
-        chance={"action": 0.25, "identity": 0.125, "attributes": None},
+        chance={"action": 0.25, "identity": 0.125, "attributes": None, "attributes_f1": 0.39},
         representations={
             "raw": Represented(figure(0.9, 0.8), {"identity": strong, "attributes": several}, rebuilt),
             "anonymized": Represented(None, {"identity": strong}),
@@ -104,11 +117,12 @@ def test_other_files_are_refused_in_one_sentence(tmp_path, content, told):
 def test_tables_show_the_strongest_all_attackers_and_a_dash_for_nothing():
     made = evaluation()
     lines = table(made).splitlines()
-    assert lines[0].split() == ["action", "↑", "identity", "↓", "attributes", "↓"]
+    named = ["attributes", "cMAP", "↓", "attributes", "macro-F1", "↓"]
+    assert lines[0].split() == ["action", "↑", "identity", "↓", *named]
     assert [line.split() for line in lines[2:]] == [
-        ["raw", "0.850", "0.600", "0.400"],
-        ["anonymized", "–", "0.600", "–"],
-        ["chance", "0.250", "0.125", "–"],
+        ["raw", "0.850", "0.600", "0.400", "0.300"],
+        ["anonymized", "–", "0.600", "–", "–"],
+        ["chance", "0.250", "0.125", "–", "0.390"],
     ]
     assert "0.600 [0.400, 0.800]" in table(made, intervals=True)
     assert len({len(line) for line in lines}) == 1
@@ -120,6 +134,7 @@ def test_tables_show_the_strongest_all_attackers_and_a_dash_for_nothing():
     assert table(told).splitlines()[-1].startswith("≥ after its 300 steps the network did not know 90%")
     assert "≥0.400*" in attackers_table(told)
     listed = attackers_table(made)
+    assert "attributes macro-F1" in listed
     assert "0.300" in listed
     assert "0.600*" in listed
     assert reconstruction_table(made).splitlines()[-1].split() == ["raw", "21.500", "–"]
@@ -139,3 +154,36 @@ def test_a_figure_is_a_lower_bound_while_any_attacker_may_find_more():
     assert not attack(trees=trees).figure.at_least
     assert not attack(trees=(0.99, None), network=network).figure.at_least  # nobody could find much more
     assert attack(trees=trees, network=network).attackers["trees"].learned is None
+
+
+def test_who_names_restored_people_says_what_it_had_learned():
+    """Of several attackers the least finished decides, as on the released videos."""
+
+    def answer(hits, learned):
+        return Answer(torch.zeros(2, 2), torch.zeros(2), torch.tensor(hits), 0.5, learned)
+
+    def found(seed, **answers):
+        return {("reconstruction", "", seed): {"psnr_db": np.array([10.0, 12.0]), "identity": answers, "pictures": ()}}
+
+    both = found(0, strong=answer([1.0, 0.0], 0.95), weak=answer([0.0, 0.0], 0.4))
+    both |= found(1, strong=answer([1.0, 0.0], 0.95), weak=answer([0.0, 0.0], 0.6))
+    rebuilt = represented(both, (0, 1)).reconstruction
+    assert (rebuilt["identity"].mean, rebuilt["identity"].learned) == (0.5, 0.5)
+    assert (rebuilt["psnr_db"].mean, rebuilt["psnr_db"].learned) == (11.0, None)
+    told = replace(evaluation(), representations={"raw": Represented(None, {}, rebuilt)})
+    assert "≥0.500" in reconstruction_table(told)
+    assert table(told).splitlines()[-1].startswith("≥ after its 300 steps")
+    assert represented(found(0), (0,)).reconstruction["identity"] is None
+
+
+def test_retrieval_that_had_no_two_videos_of_one_source_is_named_where_it_is_missing(tmp_path):
+    asked = Attack("top1", {"frame-convnet": figure(0.5)})
+    made = replace(evaluation(), representations={"raw": Represented(None, {ALL: asked})})
+    assert made.lacking == (*made.not_measured, NO_PAIR)
+    assert attackers_table(made).splitlines()[-1] == f"not measured: {NO_PAIR}"
+    made.write(tmp_path / "e.json")
+    again = read_evaluation(tmp_path / "e.json")
+    assert again.not_measured == again.lacking == made.lacking
+    both = replace(made, representations={"raw": Represented(None, {ALL: asked, SAME_SOURCE: asked})})
+    assert both.lacking == both.not_measured
+    assert evaluation().lacking == evaluation().not_measured  # nobody asked for retrieval

@@ -11,19 +11,23 @@ import pytest
 
 import fedspact
 from simulations.audit.findings import Audit, Finding
+from simulations.protocols import evaluation as written
+from simulations.protocols.evaluation import NO_PAIR, read_evaluation
+from simulations.report.alike import mixed
+from simulations.report.arm_tables import comparison_facts
+from simulations.report.arm_words import comparison_headline, comparison_sentences
 from simulations.report.arms import arm_chart, arm_table, paired_charts, paired_table
 from simulations.report.collect import collect, open_comparison, open_run
 from simulations.report.curves import game_charts, judged_rounds_chart
 from simulations.report.judged import Attack, Figure, Judged, Seen
-from simulations.report.page import checked_out, not_measured, render, write_page
+from simulations.report.lacking import not_measured
+from simulations.report.page import checked_out, render, write_page
 from simulations.report.run_tables import cost_table, facts_table, overview_table, settings_table, site_table
 from simulations.report.tables import attack_table, reconstruction_table, representation_table
-from simulations.report.tradeoff import scatter
+from simulations.report.tradeoff import arm_scatter, scatter
 from simulations.report.wire_tables import audit_table, promise_table
 from simulations.report.words import (
     byte_size,
-    comparison_headline,
-    comparison_sentences,
     duration,
     headline,
     moment,
@@ -192,7 +196,54 @@ def test_evaluation_goes_before_summary_and_summary_serves_without_it(made_up_ru
     assert both.judged.source == "evaluation.json"
     assert both.judged.representations["anonymized"].attacks["identity"].strongest == "video-tiny"
     assert both.judged.main_task == "identity"  # though retrieval stands first
-    assert not_measured(both) == ["attributes: the manifest has none"]
+    assert [plain(line) for line in not_measured(both)] == [
+        "attributes: the manifest has none",
+        NO_PAIR,
+        "what other pictures keep and hide: greyscale, downsampled 2×, weak blur, strong blur, pixelated, grey "
+        "difference, blur–difference–quantise, people blacked out (fedspact evaluate without --quick)",
+        "whether the person or the place tells: no crops (fedspact evaluate --crops)",
+        "attackers of three different architectures",
+    ]
+
+
+def test_what_a_quick_evaluation_left_out_is_said_as_that_of_a_summary_is(made_up_run, judgement, fast, tmp_path):
+    """Rows, inverter, crops, retrieval and seeds, from what the file holds; what its notes name is not said twice."""
+    made = judgement({"raw": (0.9, 1.0), "anonymized": (0.8, 0.3)}, seeds=(0,), rounds=())
+    bare = {
+        name: written.Represented(row.action, {"identity": row.attacks["identity"]})
+        for name, row in made.representations.items()
+    }
+    quick = dataclasses.replace(made, representations=bare)
+    lacking = not_measured(open_run(made_up_run(tmp_path / "quick", fast, evaluation=quick)))
+    assert [line for line in lacking if "one-bit difference" in line and "people blacked out" in line]
+    for words in ("--inversion", "--crops", "no retrieval", "1 seed, three", "fresh attackers at earlier rounds"):
+        assert [line for line in lacking if words in line], words
+    notes = ("blackened: no boxes", "person only: no boxes", "retrieval: needs two videos", "reconstruction: stills")
+    noted = dataclasses.replace(quick, not_measured=notes)
+    told = not_measured(open_run(made_up_run(tmp_path / "noted", fast, evaluation=noted)))
+    assert told[:4] == list(notes)
+    assert not [line for line in told[4:] if re.search("blacked out|crops|inversion|retrieval", line)]
+
+
+def test_two_forms_of_retrieval_or_a_note_about_the_other(made_up_run, judgement, fast, tmp_path):
+    run = open_run(made_up_run(tmp_path / "run", fast, evaluation=judgement()))
+    assert NO_PAIR in not_measured(run)
+    assert NO_PAIR in read_evaluation(tmp_path / "run" / "evaluation.json").not_measured
+    made = judgement()
+    both = {
+        name: dataclasses.replace(row, attacks={**row.attacks, "retrieval_same_source": row.attacks["retrieval_all"]})
+        for name, row in made.representations.items()
+    }
+    full = dataclasses.replace(made, representations=both)
+    assert NO_PAIR not in not_measured(open_run(made_up_run(tmp_path / "both", fast, evaluation=full)))
+
+
+def test_what_is_a_lower_bound_is_named_after_the_question(made_up_run, fast, tmp_path):
+    run = open_run(made_up_run(tmp_path / "run", fast))
+    found = judged({"raw": (0.9, 0.9), "anonymized": (0.8, 0.5)}, "attributes", 0.4, "cmap", learned=0.3)
+    lacking = " ".join(not_measured(dataclasses.replace(run, judged=found)))
+    assert "the figure of attributes is a lower bound" in lacking
+    assert "identity" not in lacking
 
 
 def test_what_attackers_had_learned_goes_from_the_summary_to_the_page(made_up_run, fast, tmp_path):
@@ -314,6 +365,38 @@ def test_tables_of_a_judgement(made_up_run, judgement, fast, tmp_path):
     assert texts(reconstruction_table(found))["anonymized"] == ["14.0 dB", "–", "–"]
 
 
+def test_the_restored_videos_stand_beside_the_mean_picture_and_say_at_least():
+    rebuilt = {
+        "psnr_db": Figure(18.7), "ssim": Figure(0.36), "identity": Figure(0.25, learned=0.5),
+        "mean_picture_psnr_db": Figure(17.2), "mean_picture_ssim": Figure(0.31),
+    }  # fmt: skip
+    found = Judged("evaluation.json", {"anonymized": Seen(None, {}, rebuilt)}, {})
+    (line,) = reconstruction_table(found).lines
+    assert [plain(cell.text) for cell in line.cells] == ["18.7 dB", "0.36", "≥ 25.0 %"]
+    assert [plain(cell.note) for cell in line.cells[:2]] == ["mean picture 17.2 dB", "mean picture 0.31"]
+
+
+def test_macro_f1_stands_beside_cmap_for_every_row_with_its_chance():
+    rows = {"raw": 0.6, "downsample4x": 0.5, "anonymized": 0.3}
+    attack = {
+        name: Attack("cmap", {"a": Figure(f1 + 0.2), "b": Figure(f1)}, {"a": Figure(f1 - 0.1), "b": Figure(f1)})
+        for name, f1 in rows.items()
+    }
+    seen = {name: Seen(Figure(0.9), {"attributes": one}) for name, one in attack.items()}
+    found = Judged("evaluation.json", seen, {"action": 0.2, "attributes": 0.25, "attributes_f1": 0.39})
+    table = representation_table(found)
+    assert [plain(head) for head in table.heads[2:]] == ["attributes, cMAP ↓", "attributes, macro-F1 ↓"]
+    told = texts(table)
+    assert told["raw"][1:] == ["80.0 %", "60.0 %"]  # each by the attacker that is strongest in it
+    assert told["downsampled 4×"][1:] == ["70.0 %", "50.0 %"]
+    assert told["chance"] == ["20.0 %", "25.0 %", "39.0 %"]
+    notes = [[plain(cell.note) for cell in line.cells] for line in attack_table(found).lines if line.cells]
+    assert notes == [
+        ["macro-F1 20.0 %", "macro-F1 50.0 %", "macro-F1 39.0 %"],
+        ["macro-F1 30.0 %", "macro-F1 60.0 %", "macro-F1 39.0 %"],
+    ]
+
+
 def test_the_site_table_adds_up_and_marks_the_worst_site(made_up_run, fast, tmp_path):
     run = open_run(made_up_run(tmp_path / "run", fast))
     table = site_table(run)
@@ -343,7 +426,7 @@ def test_costs_facts_and_settings(made_up_run, judgement, fast, tmp_path):
     facts = texts(facts_table(run))
     assert facts["seeds of the judge"] == ["0, 1, 2"]
     assert facts["versions"] == ["torch 2.15"]
-    table = settings_table(run)
+    table = settings_table(run.settings)
     assert {line.head.text for line in table.lines} == set(run.settings)
     assert table.lines[0].head.strong
     assert "clip.size_px" in [line.head.text for line in table.lines if line.head.strong]
@@ -383,8 +466,82 @@ def test_every_chart_is_a_valid_figure_of_the_runs_own_numbers(
     assert [trace["x"] for trace in thin] == [[1, 2, 3], [1, 3], [1, 3]]
     assert thin[1]["y"] == pytest.approx([2.2, 2 / 3 + 0.2])
     assert [t["y"] for t in matching.figure["data"] if t["name"] == "chance"] == [[1.95, 1.95, 1.95]]
-    attack = next(trace for trace in judged_chart.figure["data"] if "attacker" in trace["name"])
-    assert (attack["x"], attack["y"]) == ([1, 3], [0.6, 0.12])
+    attack = next(trace for trace in judged_chart.figure["data"] if "identity" in trace["name"])
+    assert (attack["name"], attack["x"], attack["y"]) == ("x, identity", [1], [0.6])  # x was not asked at the end
+
+
+def test_the_way_is_one_attackers_with_one_seed_from_the_first_round_to_the_last(
+    made_up_run, judgement, fast, tmp_path
+):
+    made = judgement()
+    one = written.Attack("top1", {"frame-convnet": written.Figure(0.6, None, 0.5, 0.7, (0.6,))})
+    rounds = ({"round": 1, "action": written.Figure(0.9, None, 0.8, 1.0, (0.9,)), "attacks": {"identity": one}},)
+    weak = written.Figure(0.1, 0.02, 0.05, 0.15, (0.08, 0.1, 0.12), 0.5)
+    strong = made.representations["anonymized"].attacks["identity"].attackers["video-tiny"]
+    attacks = {"identity": written.Attack("top1", {"frame-convnet": weak, "video-tiny": strong})}
+    action = written.Figure(0.94, 0.01, 0.9, 0.98, (0.93, 0.94, 0.95))
+    rows = {**made.representations, "anonymized": written.Represented(action, attacks)}
+    full = dataclasses.replace(made, representations=rows, rounds=rounds)
+    chart = judged_rounds_chart(open_run(made_up_run(tmp_path / "run", fast, evaluation=full)), "j")
+    drawn = {trace["name"]: (trace["x"], trace["y"]) for trace in chart.figure["data"]}
+    assert drawn["frame-convnet, identity"] == ([1, 3], [0.6, 0.08])
+    assert drawn["fresh action network"] == ([1, 3], [0.9, 0.93])
+    assert texts(chart.table)["3"] == ["93.0 %", "≥ 8.0 %"]
+
+
+def test_rounds_are_whole_numbers_on_every_axis(made_up_run, judgement, fast, tmp_path):
+    run = open_run(made_up_run(tmp_path / "run", fast, evaluation=judgement()))
+    for chart in (*game_charts(run, "g"), judged_rounds_chart(run, "j")):
+        assert chart.figure["layout"]["xaxis"]["dtick"] == 1
+    for done, step in ((12, 1), (13, 2), (99, 10), (100, 10), (130, 20), (999, 100)):
+        last = {**run.history[0], "round": done}
+        long = dataclasses.replace(run, history=[last])
+        assert game_charts(long, "g")[0].figure["layout"]["xaxis"]["dtick"] == step, done
+
+
+def test_baselines_come_from_whichever_run_has_them_if_it_was_judged_alike(made_up_run, judgement, fast, tmp_path):
+    few = judgement({"anonymized": (0.9, 0.2)})
+    one = open_run(made_up_run(tmp_path / "one", fast, evaluation=few))
+    two = open_run(
+        made_up_run(tmp_path / "two", fast, evaluation=judgement({"raw": (0.96, 1.0), "anonymized": (0.8, 0.1)}))
+    )
+    three = open_run(
+        made_up_run(tmp_path / "three", fast, evaluation=judgement({"greyscale": (0.9, 0.9), "anonymized": (0.7, 0.1)}))
+    )
+    chart = scatter([one, two, three], "identity", "s")
+    by_name = {trace["name"]: trace["text"] for trace in chart.figure["data"]}
+    assert (by_name["raw video"], by_name["obscured pictures"]) == (["raw"], ["greyscale"])
+    assert "Baselines as judged with two and three." in chart.note
+    assert mixed([one, two, three]) == ""
+    assert any(shape["type"] == "rect" for shape in chart.figure["layout"]["shapes"])  # raw is there: so is the corner
+    longer = judgement({"greyscale": (0.9, 0.9), "anonymized": (0.7, 0.1)}, budget={"steps": 1200, "batch": 32})
+    other = open_run(made_up_run(tmp_path / "other", fast, evaluation=longer))
+    apart = scatter([one, two, other], "identity", "s")
+    assert "obscured pictures" not in {trace["name"] for trace in apart.figure["data"]}
+    assert "1 run judged otherwise" in apart.note
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"budget": {"steps": 1200, "batch": 32}}, "steps"),
+        ({"budget": {"steps": 300, "batch": 8}}, "budgets"),
+        ({"seeds": (0,)}, "seeds"),
+        ({"protocol": "known"}, "protocols"),
+        ({"data": {"train_videos": 12, "test_videos": 5}}, "videos"),
+        ({"data": {"train_videos": 12, "test_videos": 4, "sha256": "b"}}, "videos"),
+    ],
+)
+def test_runs_that_were_judged_otherwise_are_told_apart(made_up_run, judgement, fast, tmp_path, changed, word):
+    one = open_run(made_up_run(tmp_path / "one", fast, evaluation=judgement()))
+    two = open_run(made_up_run(tmp_path / "two", fast, evaluation=judgement(**changed)))
+    assert mixed([one, one]) == ""
+    assert f"with other {word}: compare them with care" in mixed([one, two])
+    attacked = dataclasses.replace(one.judged.representations["anonymized"], attacks={})
+    fewer = dataclasses.replace(one.judged, representations={**one.judged.representations, "anonymized": attacked})
+    assert mixed([one, dataclasses.replace(one, judged=fewer)]) == ""  # raw was asked by the same
+    nobody = dataclasses.replace(one.judged, representations={"anonymized": attacked})
+    assert "other attackers" in mixed([one, dataclasses.replace(one, judged=nobody)])
 
 
 def test_a_task_that_nobody_asked_has_no_chart(made_up_run, fast, tmp_path):
@@ -400,12 +557,14 @@ def test_a_task_that_nobody_asked_has_no_chart(made_up_run, fast, tmp_path):
 def test_a_comparison_says_what_holds_and_what_does_not(made_up_comparison, tmp_path):
     story = open_comparison(made_up_comparison(tmp_path / "versus"))
     assert headline_and_tones(story) == (
-        "3 paired tests: 1 holds, 1 does not, 1 is undecided.",
-        ["good", "bad", "plain"],
+        "Federated (split iid): action 89.0 %, identity 21.0 %. Centralized: 90.0 % and 20.0 %. "
+        "Difference in points: action −0.2 [−1.2 to +0.8], identity +0.4 [−0.6 to +1.4].",
+        ["plain", "good", "bad", "plain"],
     )
     said = [sentence.text for sentence in comparison_sentences(story)]
-    assert said[1] == (
-        "Federated not worse than centralized, split site: does not hold (action −0.4 points, leakage +6.0 points)."
+    assert said[0] == "3 paired tests: 1 holds, 1 does not, 1 is undecided."
+    assert said[2] == (
+        "Federated not worse than centralized, split site: does not hold (action −0.4 points, identity +6.0 points)."
     )
     arms = arm_table(story)
     assert [line.head.text for line in arms.lines if not line.cells] == [
@@ -428,6 +587,57 @@ def test_a_comparison_says_what_holds_and_what_does_not(made_up_comparison, tmp_
     page = render([], [story])
     assert "2016 test videos" in page
     assert "a fourth seed" in page
+    assert "in what share the strongest attacker names the person" in page
+    assert "Worst site: where action minus leakage is least" in page
+
+
+def test_a_verdict_on_networks_that_had_not_learned_is_no_plain_success(made_up_comparison, tmp_path):
+    path = made_up_comparison(tmp_path / "versus")
+    content = json.loads((path / "comparison.json").read_text())
+    content["tests"][0]["leakage"]["learned"] = 0.4
+    content["summary"][0]["leakage"]["learned"] = 0.4
+    content["arms"] = [{"action": {"learned": 0.95}, "leakage": {"learned": share}} for share in (0.4, 0.95, None)]
+    (path / "comparison.json").write_text(json.dumps(content))
+    story = open_comparison(path)
+    first, count, test, *_ = comparison_sentences(story)
+    assert first.tone == "bad"
+    assert first.text.startswith("Lower bounds: in 1 of 3 cells a fresh network was right in less than 90%")
+    assert count.text == "3 paired tests: 1 holds by lower bounds, 1 does not, 1 is undecided."
+    assert (test.tone, test.text.split(" (")[0]) == (
+        "plain",
+        "Federated not worse than centralized, split iid: holds, by lower bounds",
+    )
+    assert next(line.cells[-1].text for line in paired_table(story).lines if line.cells) == "holds, by lower bounds"
+    centralized = next(line for line in arm_table(story).lines if line.head.text == "centralized")
+    assert [plain(cell.text) for cell in centralized.cells[:2]] == ["90.0 %", "≥ 20.0 %"]
+
+
+def test_a_comparison_has_its_scatter_its_judge_and_links_to_its_parts(made_up_comparison, tmp_path):
+    path = made_up_comparison(tmp_path / "versus")
+    content = json.loads((path / "comparison.json").read_text())
+    content |= {"attackers": ["frame-convnet", "clip-trees"], "versions": {"torch": "2.15"}, "manifest": "m.csv"}
+    content["settings"] |= {"judge.steps": 300, "networks.action": "tiny"}
+    (path / "comparison.json").write_text(json.dumps(content))
+    story = open_comparison(path)
+    chart = arm_scatter(story, "s")
+    go.Figure(in_colour(chart.figure))
+    drawn = {trace["name"]: trace for trace in chart.figure["data"]}
+    assert list(drawn) == ["raw video", "centralized", "federated"]
+    assert (drawn["federated"]["x"], drawn["federated"]["y"]) == ([0.21, 0.21], [0.89, 0.89])
+    assert drawn["federated"]["text"] == ["federated, iid", "federated, site"]
+    assert drawn["federated"]["error_x"]["array"] == pytest.approx([0.01, 0.01])  # over seeds, not over videos
+    assert [shape["type"] for shape in chart.figure["layout"]["shapes"]] == ["line", "line", "rect"]
+    facts = texts(comparison_facts(story))
+    assert facts["attackers"] == ["frame-convnet, clip-trees"]
+    assert facts["the judge's budget"] == ["steps 300"]
+    assert facts["versions"] == ["torch 2.15"]
+    assert facts["seeds of training and judge"] == ["0, 1, 2"]
+    page = render([], [story])
+    (nav,) = re.findall(r"<nav.*?</nav>", page, re.DOTALL)
+    links = re.findall(r'href="#([^"]+)"', nav)
+    assert len(links) == 4
+    assert all(f'id="{link}"' in page for link in links)
+    assert "All settings" in page
 
 
 def headline_and_tones(story):
@@ -479,7 +689,8 @@ def test_the_command_on_a_real_tiny_run(squares, fast, tmp_path, capsys, monkeyp
     assert str(out / "report.html") in capsys.readouterr().out
     assert opened == [(out / "report.html").as_uri()]
     assert "Not judged yet" in page
-    assert "Raw footage is not part of this page" in page
+    assert "Raw footage is not part of this page: the run did not draw these videos for itself" in page
+    assert '<a href="#strips">Anonymized videos</a>' in page  # as the heading says
     assert page.count("<video ") == 4  # the test rows that the run has
     assert Path(out / "report.html").stat().st_size < 8e6
 

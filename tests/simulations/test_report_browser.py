@@ -6,6 +6,7 @@ Needs Python's ``playwright`` (without its browsers) and a Chromium: ``apt-get i
 import os
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -97,7 +98,13 @@ def test_charts_are_drawn_with_every_point_and_label(visit):
     assert page.locator("#scatter-0 .errorbar").count() >= 4
     assert page.locator("#run-1-action .scatterlayer .trace").count() == 4  # three sites and their mean
     assert page.locator("#run-1-privacy .scatterlayer .trace").count() == 5  # and chance
-    assert points_of(page, "run-1-rounds") == 5  # two checkpoints twice, one evaluation at the sites
+    assert (
+        points_of(page, "run-1-rounds") == 4
+    )  # two checkpoints, an attacker at one of them, one evaluation at the sites
+    ticks = page.locator("#run-1-rounds .xtick text, #run-1-action .xtick text").all_text_contents()
+    assert ticks
+    assert all(text.isdigit() for text in ticks)
+    assert points_of(page, "comparison-1-scatter") == 5
     assert points_of(page, "comparison-1-arms") == 10
     page.locator("summary", has_text="other question").click()
     page.wait_for_selector("#scatter-1 svg .point")  # was in a closed part of the page
@@ -239,6 +246,24 @@ def test_paper_gets_light_colours_posters_and_everything_open(visit, tmp_path):
     assert not page.evaluate("[...document.querySelectorAll('details')].some((part) => part.open)")
     page.pdf(path=str(tmp_path / "page.pdf"), format="A4")
     assert (tmp_path / "page.pdf").read_bytes().count(b"/Type /Page\n") >= 4
+
+
+def test_a_table_of_five_questions_fits_the_paper(browser, made_up_run, judgement, tmp_path):
+    made = judgement(TABLE)
+    crops = ("identity (person only)", "identity (background only)", "retrieval_same_source")
+    asked = {
+        name: replace(row, attacks={**row.attacks, **dict.fromkeys(crops, row.attacks["identity"])})
+        for name, row in made.representations.items()
+    }
+    run = made_up_run(tmp_path / "run", SMALL, evaluation=replace(made, representations=asked), data=False)
+    write_page(tmp_path / "page.html", render(*collect([run])))
+    page = browser.new_page(viewport={"width": 688, "height": 1000})  # A4 between its margins
+    page.goto((tmp_path / "page.html").as_uri())
+    page.emulate_media(media="print")
+    until(page, "document.querySelector('table.wide')?.getClientRects().length")
+    beyond = "[...document.querySelectorAll('.scroll')].filter((one) => one.scrollWidth > one.clientWidth + 1).length"
+    assert page.evaluate(beyond) == 0
+    page.close()
 
 
 def test_without_javascript_the_tables_tell_all(browser, address):
