@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -209,8 +208,8 @@ def test_mistakes_are_said_and_nothing_is_left(model, tmp_path, monkeypatch, cap
     assert (tmp_path / "there.mp4").read_bytes() == b"old"
 
 
-def _process(words, **more):
-    code = "import sys; from fedspact import main; sys.exit(main(sys.argv[1:]))"
+def _process(words, before="", **more):
+    code = f"import resource, sys; from fedspact import main; {before}sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", code, "anonymize", *words], cwd=ROOT, env=environment, **more)
 
@@ -220,8 +219,8 @@ def test_a_full_disk_and_a_signal_leave_nothing(model, tmp_path):
     write_video(source, noise_frames(300, 64, 64), 25)
     out.mkdir()
     words = [str(source), "-o", str(out / "o.mp4"), "--model", str(model), "--height", "480", "--crf", "0"]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # noqa: E731
-    full = _process(words, stderr=subprocess.PIPE, preexec_fn=limit)
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
+    full = _process(words, limit, stderr=subprocess.PIPE)
     said = full.communicate(timeout=120)[1].decode()
     assert full.returncode == 2, said
     assert "cannot be written" in said

@@ -1,8 +1,10 @@
 import argparse
+import json
 import logging
-import multiprocessing
 import os
 import resource
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -208,23 +210,23 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(cach
     assert cache.clear() == (1, 4)
 
 
-def decode_in_child(folder, paths, results):
-    cache = FrameCache(folder, SIZE)
-    unreadable = cache.prepare(paths, 2, False)
-    results.put((len(unreadable), [int(cache.frames(path).sum()) for path in paths]))
+DECODE = """
+import json, sys
+from pathlib import Path
+from client.video.cache import FrameCache
+folder, size, *paths = sys.argv[1:]
+cache = FrameCache(Path(folder), int(size))
+unreadable = cache.prepare(list(map(Path, paths)), 2, False)
+print(json.dumps([len(unreadable), [int(cache.frames(Path(path)).sum()) for path in paths]]))
+"""
 
 
 def test_two_processes_share_a_folder(tmp_path):
     paths = [video(tmp_path / f"{i}.mp4", 20 * i) for i in range(6)]
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    children = [context.Process(target=decode_in_child, args=(tmp_path / "cache", paths, results)) for _ in range(2)]
-    for child in children:
-        child.start()
-    found = [results.get(timeout=300) for _ in children]
-    for child in children:
-        child.join()
-    expected = (0, [int(decode_video(path, SIZE).sum()) for path in paths])
+    words = [sys.executable, "-c", DECODE, str(tmp_path / "cache"), str(SIZE), *map(str, paths)]
+    children = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    found = [json.loads(child.communicate(timeout=300)[0]) for child in children]
+    expected = [0, [int(decode_video(path, SIZE).sum()) for path in paths]]
     assert found == [expected, expected]
     assert len(files(tmp_path / "cache")) == 6
 
