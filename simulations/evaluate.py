@@ -151,15 +151,15 @@ def _material(args: argparse.Namespace, model: Model, settings: Settings) -> tup
 
 def _suite(args: argparse.Namespace, data: Data, attackers: tuple[str, ...], preset: str) -> Suite:
     from simulations.protocols.evaluation import SURE
-    from simulations.protocols.plans import plan
+    from simulations.protocols.plans import check_columns, check_matchers, plan
     from simulations.protocols.suite import QUICK, REPRESENTATIONS
     from spact_models.attackers import CHEAPEST, ONE_OF_EACH, check_attackers
 
-    _check_columns(_names(args.task), data)
+    check_columns(_names(args.task), data)
     protocol = _protocol(args, data)
     seeds = _seeds(args.seeds) if args.seeds else DEFAULT_SEEDS[:1] if args.quick else DEFAULT_SEEDS
     names = check_attackers(_names(args.attackers)) or attackers or (ONE_OF_EACH[preset] if args.quick else ())
-    _check_matchers(protocol, names)
+    check_matchers(protocol, names)
     only = _names(args.only) or (QUICK if args.quick else REPRESENTATIONS)
     if args.crops and not any(row.boxes for row in data.rows):
         raise UserError("--crops: needs to know where people stand, and the manifest has no column boxes")
@@ -178,7 +178,6 @@ def _suite(args: argparse.Namespace, data: Data, attackers: tuple[str, ...], pre
 
 def _protocol(args: argparse.Namespace, data: Data) -> str:
     """The one that was asked for, else the recipe's, else one that these data can answer."""
-    from simulations.protocols.bench import IDENTITY
     from simulations.protocols.plans import default_protocol
     from simulations.protocols.recipes import RECIPES
 
@@ -187,44 +186,8 @@ def _protocol(args: argparse.Namespace, data: Data) -> str:
     if args.recipe:
         return RECIPES[args.recipe].protocol or ("known" if _all_known(data) else "novel")
     protocol = default_protocol(data)
-    if protocol == "retrieval" and data.columns:
-        return IDENTITY  # what retrieval would pass over in silence: the plan says why it cannot be attacked
     print(f"no --protocol given: {protocol}, which these data can answer")
     return protocol
-
-
-def _check_columns(asked: Sequence[str], data: Data) -> None:
-    """--task: columns that there are, and not the action."""
-    from simulations.protocols.bench import task_columns
-    from simulations.protocols.evaluation import ACTION
-    from simulations.protocols.plans import working
-    from simulations.protocols.sets import attackable
-
-    there = task_columns([*data.rows, *data.attribute_rows])
-    if ACTION in asked:
-        can = [name for name in there if attackable(data.side("train"), data.side("test"), name)]
-        raise UserError(
-            f"--task {ACTION}: the action is what the anonymizer is to keep, judged without being asked for, and "
-            f"nothing to attack; these data allow: {', '.join(can) or 'none'}"
-        )
-    for name in asked:
-        if name not in there:
-            works = working(replace(data, columns=()))
-            remedy = f"--protocol {' or '.join(works)} would work" if works else "no protocol works on these data"
-            raise UserError(
-                f"--task {name}: no such column, or an empty one; these data have: {', '.join(there) or 'none'}; "
-                f"without --task, {remedy}"
-            )
-
-
-def _check_matchers(protocol: str, attackers: Sequence[str]) -> None:
-    from spact_models.attackers import NETWORKS, networks_of
-
-    if protocol == "retrieval" and attackers and not networks_of(attackers):
-        raise UserError(
-            f"--attackers {','.join(attackers)}: none of them can match videos, and --protocol retrieval asks for "
-            f"nothing else that is private; name a network: {', '.join(NETWORKS)}"
-        )
 
 
 def _judge(

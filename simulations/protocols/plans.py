@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from client.video.rows import Row, class_names
-from simulations.protocols.bench import IDENTITY
+from simulations.protocols.bench import IDENTITY, task_columns
+from simulations.protocols.evaluation import ACTION
 from simulations.protocols.sets import attackable, attribute_labels, attributes_of, single_clips, value_of
 from simulations.protocols.suite import Suite
+from spact_models.attackers import NETWORKS, networks_of
 from spact_models.errors import UserError
 from spact_models.metrics import askable
 
@@ -70,11 +72,42 @@ def working(data: Data) -> list[str]:
 
 
 def default_protocol(data: Data) -> str:
-    """Identity where somebody can be named, else retrieval, else attributes (images)."""
-    train, test = data.side("train"), data.side("test")
-    if any(attackable(train, test, name) for name in data.columns or (IDENTITY,)):
-        return IDENTITY
-    return "attributes" if all(row.is_image for row in data.rows) else "retrieval"
+    """Attributes for images; identity where somebody can be named, else retrieval.
+
+    Columns that were asked for ask for identity: retrieval would pass over them in silence.
+    """
+    if all(row.is_image for row in data.rows):
+        return "attributes"
+    known = attackable(data.side("train"), data.side("test"), IDENTITY)
+    return IDENTITY if data.columns or known else "retrieval"
+
+
+def check_columns(asked: Sequence[str], data: Data) -> None:
+    """Raises UserError where ``--task`` names the action, or a column that there is not."""
+    there = task_columns([*data.rows, *data.attribute_rows])
+    if ACTION in asked:
+        can = [name for name in there if attackable(data.side("train"), data.side("test"), name)]
+        raise UserError(
+            f"--task {ACTION}: the action is what the anonymizer is to keep, judged without being asked for, and "
+            f"nothing to attack; these data allow: {', '.join(can) or 'none'}"
+        )
+    for name in asked:
+        if name not in there:
+            works = working(replace(data, columns=()))
+            remedy = f"--protocol {' or '.join(works)} would work" if works else "no protocol works on these data"
+            raise UserError(
+                f"--task {name}: no such column, or an empty one; these data have: {', '.join(there) or 'none'}; "
+                f"without --task, {remedy}"
+            )
+
+
+def check_matchers(protocol: str, attackers: Sequence[str]) -> None:
+    """Raises UserError where retrieval is asked of attackers that match nothing."""
+    if protocol == "retrieval" and attackers and not networks_of(attackers):
+        raise UserError(
+            f"--attackers {','.join(attackers)}: none of them can match videos, and --protocol retrieval asks for "
+            f"nothing else that is private; name a network: {', '.join(NETWORKS)}"
+        )
 
 
 def _splits(data: Data) -> list[str]:

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simulations.compare.bounds import warning
+from simulations.compare.statistics import BY_LOWER_BOUNDS, FAILS, HOLDS, UNDECIDED
 from simulations.protocols.evaluation import stopped_early
 from simulations.report.collect import ComparisonStory
 from simulations.report.judged import Figure
 from simulations.report.words import Sentence, counted, measured, name_of, points
 
-HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
-BY_LOWER_BOUNDS = "holds, by lower bounds"
 TRAINED = ("centralized", "federated", "local-only")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simulations.report.arm_words import FAILS, UNDECIDED, arm_name, figure_of, task_of, verdict
+from simulations.compare.statistics import FAILS, UNDECIDED
+from simulations.report.arm_words import arm_name, figure_of, task_of, verdict
 from simulations.report.collect import ComparisonStory
 from simulations.report.drawing import ACCENT, INK, MUTED, SECOND, Chart, blank_layout, dotted_line, error_bars
 from simulations.report.judged import Figure
