@@ -118,7 +118,7 @@ def open_run(path: Path) -> RunStory:
     summary = read_json(path / "summary.json") or {}
     evaluation = read_evaluation(path / FILE) if (path / FILE).exists() else None
     try:
-        judged = from_evaluation(evaluation) if evaluation else from_summary(summary)
+        judged = (from_evaluation(evaluation) if evaluation else None) or from_summary(summary)
         history = folder.history()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: its figures cannot be understood ({type(error).__name__}: {error}).") from error

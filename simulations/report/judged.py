@@ -102,8 +102,10 @@ class Judged:
         return next((task for task in self.tasks if task in asked), None)
 
 
-def from_evaluation(written: Evaluation) -> Judged:
-    """What ``fedspact evaluate`` wrote (docs/protocols.md)."""
+def from_evaluation(written: Evaluation) -> Judged | None:
+    """What ``fedspact evaluate`` wrote (docs/protocols.md). None: the anonymizer is not in it, only baselines."""
+    if ANONYMIZED not in written.representations:
+        return None
     kept = ("created", "protocol", "recipe", "model", "budget", "action_network", "versions", "machine", "seconds")
     return Judged(
         source=FILE,

@@ -206,6 +206,18 @@ def test_evaluation_goes_before_summary_and_summary_serves_without_it(made_up_ru
     ]
 
 
+def test_a_judgement_of_baselines_alone_leaves_the_run_to_its_summary(made_up_run, judgement, fast, tmp_path):
+    whole = judgement()
+    alone = dataclasses.replace(
+        whole, representations={name: row for name, row in whole.representations.items() if name != "anonymized"}
+    )
+    quick = open_run(made_up_run(tmp_path / "quick", fast, summary=SUMMARY, evaluation=alone))
+    assert quick.judged.source == "summary.json"
+    bare = open_run(made_up_run(tmp_path / "bare", fast, evaluation=alone))
+    assert bare.judged is None
+    assert "This run was not judged" in render([bare], [])
+
+
 def test_what_a_quick_evaluation_left_out_is_said_as_that_of_a_summary_is(made_up_run, judgement, fast, tmp_path):
     """Rows, inverter, crops, retrieval and seeds, from what the file holds; what its notes name is not said twice."""
     made = judgement({"raw": (0.9, 1.0), "anonymized": (0.8, 0.3)}, seeds=(0,), rounds=())
