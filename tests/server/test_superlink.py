@@ -123,6 +123,10 @@ def test_the_bundle_holds_the_program_and_nothing_else(tmp_path):
     """``flwr run`` ships this file to the SuperLink and from there to every site."""
     copy = tmp_path / "fedspact"  # Flower asks for a folder's name without dots and underscores
     shutil.copytree(ROOT, copy, ignore=not_shipped)
+    for name in ("venv", "env"):  # Flower refuses a project with deeper folders than ten, a user's environment has them
+        deep = copy.joinpath(name, *"abcdefghijkl")
+        deep.mkdir(parents=True)
+        (deep / "LICENSE.md").write_text("not ours")
     made = subprocess.run(
         [str(COMMANDS / "flwr"), "build", "--app", str(copy)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -142,4 +146,4 @@ def test_the_bundle_holds_the_program_and_nothing_else(tmp_path):
 def not_shipped(_folder: str, names: list[str]) -> set[str]:
     """What a working copy has beside the repository's own files."""
     hidden = {name for name in names if name.startswith(".") and name != ".gitignore"}
-    return hidden | ({"runs", "build", "dist", "site-state", "__pycache__"} & set(names))
+    return hidden | ({"runs", "build", "dist", "site-state", "__pycache__", "venv", "env"} & set(names))
