@@ -18,9 +18,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from simulations.compare.plan import Order
+from simulations.progress import progress_bar
 from spact_models.errors import RunStopped, UserError
 
 Running = tuple[BaseProcess, Connection, Order]
@@ -38,7 +37,7 @@ def make_cells(orders: Sequence[Order], workers: int) -> None:
     waiting, running = list(orders), dict[Any, Running]()
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's threads
     os.environ["TQDM_DISABLE"] = "1"  # for the cells, whose own bars nobody sees; tqdm is imported here already
-    with tqdm(total=len(waiting), desc="compare", unit="cell") as bar:
+    with progress_bar("compare", "cell", len(waiting), shown=bool(waiting)) as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
