@@ -33,7 +33,7 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by dimens
 # nothing: what f_A's convolutions win, its group norm loses.
 FASTER_ON_CPU = {"action": ("tiny",), "privacy": ("resnet50",)}
 # f_A's passes without gradients (16 and 32 frames, AVX-512, one and two threads) take 9 to 34 % less time channels-last
-# in float32, at all presets' sizes; in bf16 22 to 28 % less at the paper's width and 16 to 80 % more below it.
+# in float32, at all presets' sizes; in bf16 22 to 28 % less at the paper's width and 16 to 86 % more below it.
 BF16_CHANNELS = 64
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _warned: set[str] = set()

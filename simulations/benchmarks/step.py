@@ -101,9 +101,7 @@ def measure_fp32(quick: bool, repeats: int, on_step: Callable[[], object]) -> It
             mine = pair(players, scene)
         for name, a, b in zip(("L_T", "L_B"), mine, plain.exact_pair(), strict=True):
             if abs(a - b) > EQUAL * max(1.0, abs(b)):
-                raise RunStopped(
-                    f"step-fp32: {name} is {a:.6f} here and {b:.6f} in the twin; they play different games"
-                )
+                raise RunStopped(f"{name} is {a:.6f} here and {b:.6f} in the twin; they play different games")
         ours, twin, ratio = in_turns(lambda: pair(players, scene), plain.pair, repeats, on_step)
         gpu = scene.device.type == "cuda"
         flops = _flops(scene, ours)

@@ -7,6 +7,7 @@ from typing import Any
 
 from simulations.protocols.evaluation import LEARNED, stopped_early
 
+MORE_STEPS = "what attackers with more steps find"
 HOW = "judge with more: fedspact compare --trained DIR --set judge.steps=N"
 
 
@@ -35,6 +36,6 @@ def stopped_early_note(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     if not early:
         return []
     return [
-        f"what attackers with more steps find: in {len(early)} of {len(told)} cells an attacker was right in less "
+        f"{MORE_STEPS}: in {len(early)} of {len(told)} cells an attacker was right in less "
         f"than {LEARNED:.0%} of its own training clips when its steps ended; --trained with a larger judge.steps asks"
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simulations.compare.bounds import warning
+from simulations.compare.bounds import MORE_STEPS, warning
 from simulations.protocols.evaluation import stopped_early
 
 MB = 1e6
@@ -23,7 +23,8 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [_line(row, widths) for row in rows]
     parts = [lines[0], "─" * sum(widths, 2 * (len(widths) - 1)), *lines[1:], "", *_verdicts(result["tests"])]
     told = warning(result["arms"])
-    return "\n".join([*parts, *([told] if told else []), *(f"not measured: {text}" for text in result["not_measured"])])
+    notes = [text for text in result["not_measured"] if not (told and text.startswith(MORE_STEPS))]  # it says so too
+    return "\n".join([*parts, *([told] if told else []), *(f"not measured: {text}" for text in notes)])
 
 
 def _row(line: Mapping[str, Any]) -> list[str]:
