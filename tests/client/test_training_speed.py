@@ -6,10 +6,12 @@ import logging
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
+from client.anonymize.stream import StreamAnonymizer
 from client.state import LocalState
 from client.training import RoundTask, seat_players
 from spact_models import speed
@@ -185,6 +187,18 @@ def test_f_A_passes_without_gradients_lie_channels_last_where_they_gain(
     with torch.no_grad():
         plain = f_A.transform(clip)
     torch.testing.assert_close(shown.detach().float(), plain, rtol=0, atol=0.03 if half else 1e-5)
+
+
+def test_use_lays_its_passes_channels_last_too(fast, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    f_A = build_networks(load_settings(fast), CLASSES).anonymizer
+    streams = StreamAnonymizer(f_A)
+    laid = []
+    f_A.unet.entry[0].register_forward_pre_hook(lambda _, given: laid.append(not given[0].is_contiguous()))
+    state = streams.open()
+    frames = [(state, np.full((32, 32, 3), 20 * number, np.uint8)) for number in range(2 * streams.stride + 1)]
+    assert streams.step(frames)[-1].black is None
+    assert laid == [True]
 
 
 def all_of(player):
