@@ -8,6 +8,7 @@ the first layer. Everything called like an anonymizer, trained or not, is a `Cli
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from spact_models.errors import UserError
 from spact_models.norms import Norm, check_norm, make_norm
-from spact_models.seeds import noise_like
+from spact_models.seeds import noise_like, unknown_noise
 from spact_models.views import GREY_WEIGHTS
 
 Kind = Literal["frame", "motion"]
@@ -228,7 +229,8 @@ class UNet(nn.Module):
             level = down(functional.max_pool2d(level, 2))
         for up in self.ups:
             raised = functional.interpolate(level, scale_factor=2, mode="bilinear", align_corners=True)
-            level = up(torch.cat([skips.pop(), raised], dim=1))
+            skip = skips.pop()
+            level = up(torch.cat([skip, raised.to(skip.dtype)], dim=1))  # a GPU's autocast raises in float32
         if self.input_skip:
             level = torch.cat([level, patches], dim=1)
         logits_NCHW = functional.pixel_shuffle(self.exit(level), self.patch_px)
@@ -320,12 +322,8 @@ class Anonymizer(ClipTransform):
         A clip that starts a stream or follows a cut: its first `history` frames come back black. Noise is drawn from
         the operating system's randomness: from a known seed it could be drawn again and taken away.
         """
-        if self.config.output_noise > 0.0:
-            devices = [clip_BCTHW.device] if clip_BCTHW.is_cuda else []
-            with torch.random.fork_rng(devices):
-                torch.seed()
-                return self._at_any_size(clip_BCTHW)
-        return self._at_any_size(clip_BCTHW)
+        with unknown_noise(clip_BCTHW.device) if self.config.output_noise > 0.0 else nullcontext():
+            return self._at_any_size(clip_BCTHW)
 
     def _at_any_size(self, clip_BCTHW: Tensor) -> Tensor:
         height, width = clip_BCTHW.shape[-2:]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from torch import Tensor
 from spact_models.errors import UserError
 from spact_models.export import FORMAT, FORMAT_VERSION, METADATA, SUFFIXES, describe
 from spact_models.networks import load_anonymizer
+from spact_models.seeds import noise_like, unknown_noise
 
 Run = Callable[..., Tensor]
-SEED_BYTES = 8  # what torch's generator takes
 
 
 class Deployed:
@@ -48,9 +47,9 @@ class Deployed:
         if not self.told["output_noise"]:
             return self._run(clip_BCTHW)
         planes, cell = (1, self.told["output_cell_px"]) if self.told["output_cell_px"] else (3, 1)
-        generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(SEED_BYTES), "big", signed=True))
         shape = (batch, planes, frames - self.history, height // cell, width // cell)
-        return self._run(clip_BCTHW, torch.randn(shape, generator=generator))
+        with unknown_noise(torch.device("cpu")):
+            return self._run(clip_BCTHW, noise_like(torch.empty(shape)))
 
 
 def open_graph(path: Path, form: str) -> Run:

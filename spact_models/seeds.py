@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from spact_models.errors import UserError
 
 _GLOBAL = threading.RLock()  # torch's global generator: there is one of it, and threads train and judge side by side
-_noise: ContextVar[torch.Generator | None] = ContextVar("noise", default=None)
+_noise: ContextVar[torch.Generator | np.random.Generator | None] = ContextVar("noise", default=None)
 
 
 def seed_for(*parts: int | str) -> int:
@@ -33,7 +34,8 @@ def seeded(*parts: int | str) -> Iterator[None]:
 
     One thread at a time.
     """
-    with _GLOBAL, torch.random.fork_rng(devices=[]):
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with _GLOBAL, torch.random.fork_rng(gpus):
         torch.manual_seed(seed_for(*parts))
         yield
 
@@ -51,9 +53,32 @@ def own_noise(device: torch.device) -> Iterator[None]:
         _noise.reset(token)
 
 
+@contextmanager
+def unknown_noise(device: torch.device) -> Iterator[None]:
+    """As :func:`own_noise`, from the operating system's randomness: nobody can draw it again.
+
+    On a CPU from NumPy's generator with 128 bits of it. torch's there keeps 32 bits of any seed, few enough to try them
+    all; on a GPU it keeps 53.
+    """
+    generator: torch.Generator | np.random.Generator
+    if device.type == "cpu":
+        generator = np.random.default_rng()
+    else:
+        generator = torch.Generator(device)
+        generator.seed()
+    token = _noise.set(generator)
+    try:
+        yield
+    finally:
+        _noise.reset(token)
+
+
 def seed_noise(*parts: int | str) -> None:
     """Let the output noise from here on depend on these parts and on nothing else."""
-    (_noise.get() or torch).manual_seed(seed_for(*parts))
+    generator = _noise.get()
+    if isinstance(generator, np.random.Generator):
+        raise RuntimeError("noise that nobody may draw again takes no seed")
+    (generator or torch).manual_seed(seed_for(*parts))
 
 
 def noise_like(value: Tensor) -> Tensor:
@@ -62,7 +87,10 @@ def noise_like(value: Tensor) -> Tensor:
     Drawn in plain memory whatever the value's layout is: what is drawn does not depend on it, and torch is eight times
     slower where memory is not contiguous (16 clips of 8×32×32 on one core: 16 and 2 ms).
     """
-    return torch.randn(value.shape, generator=_noise.get(), dtype=value.dtype, device=value.device)
+    generator = _noise.get()
+    if isinstance(generator, np.random.Generator):
+        return torch.from_numpy(generator.standard_normal(value.shape, dtype=np.float32)).to(value.device, value.dtype)
+    return torch.randn(value.shape, generator=generator, dtype=value.dtype, device=value.device)
 
 
 def pick_device(name: str) -> torch.device:

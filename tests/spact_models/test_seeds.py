@@ -2,9 +2,11 @@
 
 import threading
 
+import numpy as np
+import pytest
 import torch
 
-from spact_models.seeds import noise_like, own_noise, seed_noise, seeded
+from spact_models.seeds import noise_like, own_noise, seed_noise, seeded, unknown_noise
 
 CPU = torch.device("cpu")
 
@@ -34,6 +36,28 @@ def test_a_context_leaves_the_global_generator_alone():
         seed_noise("b")
         noise_like(torch.zeros(9))
     assert torch.equal(torch.rand(4), expected)
+
+
+def test_noise_that_nobody_may_draw_again_comes_from_no_generator_of_a_few_seeds(monkeypatch):
+    """torch keeps 32 bits of a CPU's seed: four thousand million tries would find the noise of a frame."""
+    value = torch.zeros(40, 50, dtype=torch.float64)
+    again = torch.randn(3, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(torch.randn(3, generator=torch.Generator().manual_seed(1 + 2**32)), again)
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: pytest.fail("torch was asked for noise"))
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        np.random.seed(3)
+        with unknown_noise(CPU):
+            drawn.append(noise_like(value))
+    first, second = drawn
+    assert first.dtype == value.dtype
+    assert first.shape == value.shape
+    for noise in (first, second, (first - second) / 2**0.5):
+        assert abs(float(noise.mean())) < 0.2
+        assert 0.9 < float(noise.std()) < 1.1
+    with unknown_noise(CPU), pytest.raises(RuntimeError, match="takes no seed"):
+        seed_noise("a")
 
 
 def test_threads_that_build_networks_at_the_same_time_get_the_weights_of_one_alone():
