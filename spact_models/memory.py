@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spact_models import action, privacy
 from spact_models.anonymizer import UNet
-from spact_models.bf16 import SoundConv3d
+from spact_models.bf16 import SoundBf16
 from spact_models.errors import UserError
 from spact_models.minimax import Player, Players
 from spact_models.settings import Settings
@@ -107,7 +107,7 @@ def _blocks(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _twice() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """What the first and the second pass run in: torch restores autocast for the second, but no function mode."""
-    return nullcontext(), SoundConv3d()
+    return nullcontext(), SoundBf16()
 
 
 def _again(block: nn.Module, pieces: int, batch: Tensor) -> Tensor:
@@ -213,6 +213,8 @@ def counted(players: Players) -> Iterator[tuple[Counter[str], Counter[str]]]:
     kept: Counter[str] = Counter()
     taken: Counter[str] = Counter()
     inside = [OUTSIDE]
+    device = next(players.f_A.parameters()).device
+    gpu = [device] if device.type == "cuda" else []
     for player in _seats(players):
         player.learn()
         player.network.eval()
@@ -235,7 +237,7 @@ def counted(players: Players) -> Iterator[tuple[Counter[str], Counter[str]]]:
     hooks = [block.register_forward_pre_hook(enter(name)) for name, block in blocks_of(players)]
     hooks += [block.register_forward_hook(lambda *_: inside.pop() and None) for _, block in blocks_of(players)]
     try:
-        with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        with torch.random.fork_rng(gpu), torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
             yield kept, taken
     finally:
         for hook in hooks:

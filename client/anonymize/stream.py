@@ -25,6 +25,7 @@ from torch import Tensor
 
 from client.video.decode import Frames, to_rgb
 from spact_models.anonymizer import Anonymizer
+from spact_models.bf16 import autocast
 from spact_models.errors import UserError
 from spact_models.speed import lay_passes
 from spact_models.views import to_float_BCTHW
@@ -141,7 +142,7 @@ class StreamAnonymizer:
     @torch.inference_mode()
     def _anonymised(self, frames_NTHWC: Tensor) -> Tensor:
         clip_NCTHW = to_float_BCTHW(frames_NTHWC.to(self.device))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with autocast(self.device, self.precision):
             # At the working size already: nothing is resized here. Noise comes from the operating system, not a seed.
             seen_NCHW = self.anonymizer.at_any_size(clip_NCTHW)[:, :, -1]
         return (seen_NCHW.float().clamp(0.0, 1.0) * 255.0).permute(0, 2, 3, 1).contiguous().cpu()

@@ -1,15 +1,20 @@
 """bf16 on a CPU: 3D convolutions against float32, at the shapes where torch's own weight gradients were wrong too."""
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from spact_models import bf16
 from spact_models.action import build_action
-from spact_models.bf16 import SoundConv3d, autocast
+from spact_models.anonymizer import UNet
+from spact_models.bf16 import SoundBf16, autocast, group_norm_as_given
+from spact_models.constants import constant
+from spact_models.privacy import build_privacy
 
 CPU = torch.device("cpu")
 KERNELS = {3: 1, (1, 3, 3): (0, 1, 1), (3, 1, 1): (1, 0, 0), (3, 7, 7): (1, 3, 3), 1: 0}
@@ -17,7 +22,7 @@ KERNELS = {3: 1, (1, 3, 3): (0, 1, 1), (3, 1, 1): (1, 0, 0), (3, 7, 7): (1, 3, 3
 
 def gradients(clip, weight, bias, half, **geometry):
     leaves = [value.clone().requires_grad_() for value in (clip, weight, bias)]
-    with torch.autocast("cpu", torch.bfloat16, enabled=half), SoundConv3d():
+    with torch.autocast("cpu", torch.bfloat16, enabled=half), SoundBf16():
         out = functional.conv3d(*leaves, **geometry)
     (out.float() * torch.linspace(-1, 1, out.numel()).reshape(out.shape)).sum().backward()
     return [out.float().detach(), *(leaf.grad for leaf in leaves)]
@@ -56,8 +61,58 @@ def test_without_autocast_nothing_is_changed():
     torch.manual_seed(0)
     convolution, clip = nn.Conv3d(3, 4, 3, padding=1), torch.randn(2, 3, 4, 8, 8)
     plain = convolution(clip)
-    with SoundConv3d():
+    with SoundBf16():
         assert torch.equal(convolution(clip), plain)
+
+
+def test_a_group_norm_as_given_is_torchs_in_the_inputs_type():
+    torch.manual_seed(0)
+    picture, norm = torch.randn(2, 8, 5, 5), nn.GroupNorm(2, 8)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2.0)
+        norm.bias.uniform_(-1.0, 1.0)
+    arguments = (norm.num_groups, norm.weight, norm.bias, norm.eps)
+    torch.testing.assert_close(group_norm_as_given(picture, *arguments), norm(picture))
+    half = group_norm_as_given(picture.bfloat16(), *arguments)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), norm(picture), atol=0.05, rtol=0.02)
+    assert group_norm_as_given(picture.bfloat16(), 2).dtype == torch.bfloat16  # without weights
+
+
+@pytest.fixture
+def pretended_gpu():
+    """Shapes, types and autocast's rules of a CUDA device, where there need be none."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda", 0):
+        before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        torch.set_autocast_enabled("cuda", True)
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        yield
+        torch.set_autocast_enabled("cuda", before[0])
+        torch.set_autocast_dtype("cuda", before[1])
+    constant.cache_clear()  # it holds pretended tensors
+
+
+def types_of_norms(network, example):
+    seen = set()
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.register_forward_hook(lambda _, __, out: seen.add(out.dtype))
+    network(example)
+    return seen
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+@pytest.mark.parametrize(("mode", "inside"), [(nullcontext, torch.float32), (SoundBf16, torch.bfloat16)])
+def test_on_a_gpu_norms_stay_in_bf16_only_within_the_mode(mode, inside):
+    """Without it autocast makes all that follows a norm float32: f_A, 2D and 3D networks alike."""
+    networks = [
+        (UNet(3, 8, 2, "group"), torch.rand(2, 3, 16, 16)),
+        (build_action("r3d18", 3, "group"), torch.rand(1, 3, 8, 16, 16)),
+        (build_privacy("resnet18", "group", 16), torch.rand(2, 3, 1, 16, 16)),
+    ]
+    with mode():
+        for network, example in networks:
+            assert types_of_norms(network, example) == {inside}
 
 
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
