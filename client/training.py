@@ -153,7 +153,7 @@ def prepared(
         moved = onto(device, frames)
         if settings.views.source == "image":
             moved = FrameBatch(moved.clips_BTHWC, moved.labels_B, moved.first_NTHWC, moved.first_NTHWC)
-        yield prepare(moved, augment, generator)
+        yield prepare(moved, augment, generator, frames.labels_B)
 
 
 def _batches(

@@ -198,7 +198,7 @@ def anonymized_views(f_A: Anonymizer, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def has_lesson(players: Players, batch: Batch) -> bool:
     """Whether the batch can teach f_T: without labels and teacher a step would only follow Adam's momentum."""
-    return players.teacher is not None or bool((batch.labels_B >= 0).any())
+    return players.teacher is not None or batch.labelled
 
 
 def loss_action(players: Players, clips_BCTHW: Tensor, batch: Batch) -> Tensor:
@@ -207,7 +207,7 @@ def loss_action(players: Players, clips_BCTHW: Tensor, batch: Batch) -> Tensor:
     with players.autocast(device, three_dimensional=True):
         logits_BK = players.action.network(clips_BCTHW.float())  # autocast made f_A's output bf16
     teacher_BK = None
-    if players.teacher is not None and bool((batch.labels_B < 0).any()):
+    if players.teacher is not None and batch.unlabelled:
         with torch.no_grad(), players.autocast(device, three_dimensional=True):
             teacher_BK = players.teacher(players.f_A.target(batch.clips_BCTHW))
     return action_loss(logits_BK, batch.labels_B, teacher_BK)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
+from spact_models.constants import constant
 from spact_models.errors import UserError
 
 Norm = Literal["group", "batch"]
@@ -50,6 +52,11 @@ class InputNorm(nn.Module):
     def forward(self, pictures_NC: Tensor) -> Tensor:
         """N×3×… in [0, 1] -> the same shape, standardised."""
         shape = (1, 3) + (1,) * (pictures_NC.dim() - 2)
-        mean = pictures_NC.new_tensor(self.mean).view(shape)
-        std = pictures_NC.new_tensor(self.std).view(shape)
+        mean, std = (self._like(pictures_NC, numbers).view(shape) for numbers in (self.mean, self.std))
         return (pictures_NC - mean) / std
+
+    @staticmethod
+    def _like(pictures_NC: Tensor, numbers: tuple[float, float, float]) -> Tensor:
+        if torch.compiler.is_compiling():  # makes them once itself, and does not follow a cache
+            return pictures_NC.new_tensor(numbers)
+        return constant(numbers, pictures_NC.dtype, pictures_NC.device)

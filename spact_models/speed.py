@@ -114,12 +114,18 @@ def prepare_device(settings: Settings, device: torch.device) -> None:
         keep_freed_memory()
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.speed.tf32
-        torch.backends.cudnn.benchmark = True  # batches keep their shapes for a whole run
+        search_kernels(device)
     elif device.type == "cpu" and settings.precision == "bf16" and not fast_bf16():
         _warn_once(
             "precision = 'bf16': this CPU has neither AVX-512 nor AMX and was measured to be 4 to 9 times slower with "
             "it than with precision = 'fp32'"
         )
+
+
+def search_kernels(device: torch.device) -> None:
+    """Let cuDNN try its convolutions once for each shape; batches keep theirs for a whole run."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
 
 
 def keep_freed_memory() -> bool:
@@ -139,10 +145,13 @@ def keep_freed_memory() -> bool:
 
 
 def onto(device: torch.device, frames: FrameBatch) -> FrameBatch:
-    """The batch on the device; to a GPU from pinned memory, so that the process need not wait for the copy."""
-    if device.type == "cuda":
-        frames = FrameBatch(*(value.pin_memory() for value in vars(frames).values()))
-    return frames.to(device)
+    """The batch on the device (:func:`moved`): bytes travel, floats are made there."""
+    return FrameBatch(*(moved(value, device) for value in vars(frames).values()))
+
+
+def moved(value: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; to a GPU from pinned memory, so that the process need not wait for the copy."""
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
 
 
 def _warn_once(words: str) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spact_models.constants import constant
 from spact_models.errors import UserError
 from spact_models.settings import AugmentSettings
 
@@ -49,9 +50,28 @@ class Batch:
     it is made is made when it is first looked at: with `game.omega` = 0 most moves look at none.
     """
 
-    def __init__(self, clips_BCTHW: Tensor, labels_B: Tensor, first: Tensor | MadeLater, second: Tensor | MadeLater):
+    def __init__(
+        self,
+        clips_BCTHW: Tensor,
+        labels_B: Tensor,
+        first: Tensor | MadeLater,
+        second: Tensor | MadeLater,
+        host_labels_B: Tensor | None = None,
+    ) -> None:
+        """``host_labels_B``: the labels on the CPU as well, so that nobody waits for a GPU to know what is labelled."""
         self.clips_BCTHW, self.labels_B = clips_BCTHW, labels_B
         self._views = first, second
+        self._known_B = (labels_B if host_labels_B is None else host_labels_B) >= 0
+
+    @cached_property
+    def labelled(self) -> bool:
+        """Whether any clip has a label."""
+        return bool(self._known_B.any())
+
+    @cached_property
+    def unlabelled(self) -> bool:
+        """Whether any clip has none."""
+        return not bool(self._known_B.all())
 
     @cached_property
     def first_NCTHW(self) -> Tensor:
@@ -157,7 +177,12 @@ class Draw:
     erase_left: Tensor
 
     def to(self, device: torch.device) -> Draw:
-        return Draw(*(getattr(self, field.name).to(device) for field in fields(self)))
+        """The same draw on the device; to a GPU in one piece of pinned memory, so that nobody waits for it."""
+        values: list[Tensor] = [getattr(self, field.name) for field in fields(self)]
+        if device.type != "cuda":
+            return Draw(*(value.to(device) for value in values))
+        rows = torch.stack([value.float() for value in values]).pin_memory().to(device, non_blocking=True)
+        return Draw(*(row > 0 if value.dtype == torch.bool else row for value, row in zip(values, rows, strict=True)))
 
 
 def draw(clips: int, config: AugmentConfig, generator: torch.Generator) -> Draw:
@@ -201,16 +226,19 @@ def augment_clips(clips_BCTHW: Tensor, config: AugmentConfig, generator: torch.G
     return _varied(clips_BCTHW, config, draw(clips_BCTHW.shape[0], config, generator))
 
 
-def prepare(frame_batch: FrameBatch, config: AugmentConfig, generator: torch.Generator) -> Batch:
+def prepare(
+    frame_batch: FrameBatch, config: AugmentConfig, generator: torch.Generator, host_labels_B: Tensor | None = None
+) -> Batch:
     """From frames as read to what the game plays with: floats, each clip and each view augmented by its own draw.
 
-    All draws are made now, so that whether anybody looks at the views changes no later one.
+    All draws are made now, so that whether anybody looks at the views changes no later one. ``host_labels_B``: see
+    :class:`Batch`.
     """
     clips, first, second = (
         partial(_from_bytes, frames, config, draw(len(frames), config, generator))
         for frames in (frame_batch.clips_BTHWC, frame_batch.first_NTHWC, frame_batch.second_NTHWC)
     )
-    return Batch(clips(), frame_batch.labels_B, first, second)
+    return Batch(clips(), frame_batch.labels_B, first, second, host_labels_B)
 
 
 def _from_bytes(frames_BTHWC: Tensor, config: AugmentConfig, drawn: Draw) -> Tensor:
@@ -250,6 +278,11 @@ GREY_WEIGHTS = (0.299, 0.587, 0.114)  # luma of BT.601, as torchvision and PIL w
 YIQ_FROM_RGB = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
 
 
+@cache
+def _rgb_from_yiq() -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, torch.linalg.inv(torch.tensor(YIQ_FROM_RGB)).tolist()))
+
+
 def _recolour(clips_BCTHW: Tensor, drawn: Draw) -> Tensor:
     """Brightness, contrast, saturation, hue and grey as one 3×3 matrix and one offset a clip; then gamma.
 
@@ -257,7 +290,7 @@ def _recolour(clips_BCTHW: Tensor, drawn: Draw) -> Tensor:
     whole clip, not of each frame, which would make the clip flicker.
     """
     dtype, device = clips_BCTHW.dtype, clips_BCTHW.device
-    luma_C = torch.tensor(GREY_WEIGHTS, dtype=dtype, device=device)
+    luma_C = constant(GREY_WEIGHTS, dtype, device)
     colour_BCC = drawn.brightness.to(dtype)[:, None, None] * _chroma_matrix(drawn, dtype)
     contrast_B = drawn.contrast.to(dtype)
     mean_BC = torch.einsum("bij,bj->bi", colour_BCC, clips_BCTHW.mean(dim=(2, 3, 4)))
@@ -270,14 +303,14 @@ def _recolour(clips_BCTHW: Tensor, drawn: Draw) -> Tensor:
 def _chroma_matrix(drawn: Draw, dtype: torch.dtype) -> Tensor:
     """(B,3,3): saturation scales the chroma plane, hue turns it, a grey clip loses it; luma is untouched."""
     device = drawn.hue.device
-    to_yiq = torch.tensor(YIQ_FROM_RGB, dtype=dtype, device=device)
+    to_yiq, from_yiq = constant(YIQ_FROM_RGB, dtype, device), constant(_rgb_from_yiq(), dtype, device)
     saturation = torch.where(drawn.grey, 0.0, drawn.saturation).to(dtype)
     angle = (2.0 * math.pi * drawn.hue).to(dtype)
     one, zero = torch.ones_like(angle), torch.zeros_like(angle)
     cos, sin = saturation * torch.cos(angle), saturation * torch.sin(angle)
     rows = [one, zero, zero, zero, cos, -sin, zero, sin, cos]
     turn_B33 = torch.stack(rows, dim=1).reshape(-1, 3, 3)
-    matrix_BCC: Tensor = torch.linalg.inv(to_yiq) @ turn_B33 @ to_yiq
+    matrix_BCC: Tensor = from_yiq @ turn_B33 @ to_yiq
     return matrix_BCC
 
 

@@ -13,7 +13,7 @@ from client.video import sampling
 from client.video.cache import FrameCache
 from client.video.loader import ClipLoader
 from client.video.rows import read_rows
-from simulations.laboratory import steps_of_run
+from simulations.laboratory import batches_of_run
 from spact_models.anonymizer import represent
 from spact_models.errors import UserError
 from spact_models.exchange import difference, install, snapshot
@@ -286,8 +286,8 @@ def test_a_round_is_whole_cycles(site):
     finally:
         on_step.reset(token)
     assert counts == [5, 4 + 3 * (1 + 2), 4 + 3 * (1 + 2)]
-    assert sum(counts) == steps_of_run(one.settings, sites=1)
-    assert 3 * sum(counts) == steps_of_run(one.settings, sites=3)
+    assert sum(counts) == batches_of_run(one.settings, sites=1)
+    assert 3 * sum(counts) == batches_of_run(one.settings, sites=3)
 
 
 def test_networks_that_are_no_longer_finite_end_the_round(site):
@@ -340,6 +340,14 @@ def test_two_crops_of_one_picture_or_two_frames_of_one_video(site):
     one = site(**{**plain, "augment.enabled": True, "views.source": "image"})
     batch = next(prepared(one.loader(0).training(3), one.settings, torch.Generator(), torch.device("cpu")))
     assert not torch.equal(batch.first_NCTHW, batch.second_NCTHW)  # two crops
+
+
+def test_a_prepared_batch_knows_its_labels_without_asking_the_device(site):
+    here = site()
+    batch = next(prepared(here.loader(0).training(1), here.settings, torch.Generator(), torch.device("meta")))
+    assert batch.labels_B.is_meta
+    assert batch.labelled
+    assert not batch.unlabelled
 
 
 def test_training_crops_as_the_settings_say(site):

@@ -11,7 +11,7 @@ import torch
 from spact_models.action import build_action
 from spact_models.anonymizer import Anonymizer, AnonymizerConfig
 from spact_models.losses import chance_level, nt_xent
-from spact_models.minimax import Player, Players, adversary_move, anonymizer_move, critics_move, play
+from spact_models.minimax import Player, Players, adversary_move, anonymizer_move, critics_move, has_lesson, play
 from spact_models.privacy import build_privacy
 from spact_models.settings import GameConfig
 from spact_models.views import Batch
@@ -115,6 +115,19 @@ def test_a_joint_step_without_a_lesson_leaves_the_action_network_alone():
     before = weights(players.action)
     anonymizer_move(players, blind, config)
     assert not moved(players.action, before)
+
+
+@pytest.mark.parametrize("labels", [(0, 1), (-1, 1), (-1, -1)])
+@pytest.mark.parametrize("taught", [False, True])
+def test_nobody_asks_the_device_which_clips_have_labels(labels, taught):
+    """Labels on the meta device answer no question, as those on a GPU answer only when it has caught up."""
+    players = make_players()
+    clip, host = torch.rand(2, 3, 4, 16, 16), torch.tensor(labels)
+    there = Batch(clip, host.to("meta"), clip, clip, host)
+    players.teacher = players.action.network if taught else None
+    plain = Batch(clip, host, clip, clip)
+    assert has_lesson(players, there) == has_lesson(players, plain) == (taught or max(labels) >= 0)
+    assert there.unlabelled == plain.unlabelled == (min(labels) < 0)
 
 
 def test_no_graph_through_the_anonymizer_in_the_critics_move():
