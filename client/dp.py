@@ -35,11 +35,12 @@ from spact_models.accounting import epsilon_of, steps_of
 from spact_models.checkpoint import write_atomically
 from spact_models.dp_settings import DpConfig, check_delta
 from spact_models.errors import UserError
+from spact_models.game_settings import GameConfig
 from spact_models.losses import chance_level, reconstruction
 from spact_models.minimax import Player, Players, anonymized_views, has_lesson, loss_action, loss_privacy, priced_clips
 from spact_models.noise import KEY_BYTES, ROUNDING_HEADROOM, SecretStream
 from spact_models.seeds import seed_for, seed_noise
-from spact_models.settings import GameConfig, Settings
+from spact_models.settings import Settings
 from spact_models.views import Batch, FrameBatch, augmentation, prepare
 
 KEY_FILE = "group.key"

@@ -16,9 +16,10 @@ from client.video.cache import FrameCache
 from client.video.decode import Frames
 from client.video.rows import SHOWN_EXAMPLES, Row
 from client.video.sampling import reflect, test_clips
+from spact_models.game_settings import ClipConfig
 from spact_models.judge_set import JudgeSet, room
 from spact_models.networks import anonymizer_config
-from spact_models.settings import ClipConfig, Settings
+from spact_models.settings import Settings
 
 LEAST_LEAD_IN = 1  # frames in front of every judged clip: baselines need the frame before
 VIEWS = 8  # single views of each video, from its start to its end, for the retrieval attacker

@@ -17,7 +17,8 @@ import torch
 
 from client.egress import METRICS
 from spact_models.errors import UserError
-from spact_models.settings import Settings, require
+from spact_models.rules import require
+from spact_models.settings import Settings
 
 BRANCHES = ("anonymizer", "action")  # f_A and f_T: the only networks that ever leave
 NEEDED_METRICS = ("examples", "examples.anonymizer", "examples.action")  # without them a reply is not valid

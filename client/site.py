@@ -15,7 +15,7 @@ import yaml
 
 from client.limits import Limits, Refusals, read_section
 from spact_models.errors import UserError
-from spact_models.settings import require
+from spact_models.rules import require
 
 LONGEST_NAME = 100  # the server takes no longer one
 LARGEST_FILE = 64 * 1024  # bytes of a site file; the example has 3,000

@@ -28,11 +28,12 @@ from client.video.loader import ClipLoader
 from client.video.rows import Row
 from spact_models.errors import UserError
 from spact_models.exchange import snapshot
+from spact_models.game_settings import GameConfig
 from spact_models.minimax import Players, adversary_move, anonymizer_move, critics_move
 from spact_models.networks import build_networks
 from spact_models.resident import peak_rss_mb
 from spact_models.seeds import pick_device
-from spact_models.settings import GameConfig, Settings
+from spact_models.settings import Settings
 from spact_models.views import Batch
 
 STAND_IN_CLASSES = ("first", "second")  # for a site without labels: the networks need a list to be built at all

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spact_models.checkpoint import write_atomically
 from spact_models.errors import UserError
-from spact_models.settings import require
+from spact_models.rules import require
 
 KEPT_ROUNDS = 2  # a server that resumes plays its last round again, and then the site needs the state before it
 ABANDONED_SECONDS = 3600  # no state takes so long to write

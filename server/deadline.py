@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from server.records import RoundRecord
-from spact_models.settings import RoundsConfig
+from spact_models.round_settings import RoundsConfig
 
 REMEMBERED = 5  # rounds a site: older ones were other weather
 PATIENCE = 3

@@ -17,7 +17,7 @@ import yaml
 from server.records import Dropped
 from spact_models.errors import UserError
 from spact_models.gate import ATTACKS, Judgement, Question
-from spact_models.settings import require
+from spact_models.rules import require
 
 REQUIRED = ("sites", "leakage", "utility")
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from server.aggregate import NO_SCALES, StreamingMean, check_array, check_names, read_array, widened
 from spact_models.errors import UserError
 from spact_models.exchange import BRANCHES
-from spact_models.settings import StrategyConfig
+from spact_models.round_settings import StrategyConfig
 
 VALUES_AT_ONCE = 1 << 22  # float32 values of all sites together in memory: 16 MiB, and some times that while sorting
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float32]]  # updates x coordinates

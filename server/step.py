@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from spact_models.settings import StrategyConfig
+from spact_models.round_settings import StrategyConfig
 
 
 class ServerStep:

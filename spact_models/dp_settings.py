@@ -10,17 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spact_models.errors import UserError
+from spact_models.rules import refuse
 
 if TYPE_CHECKING:
     from spact_models.settings import Settings
 
 UNITS = ("none", "site", "videos")
 ACCOUNTANTS = ("rdp", "prv")
-
-
-def _refuse(condition: bool, text: str) -> None:
-    if condition:
-        raise UserError(text)
 
 
 @dataclass(frozen=True)
@@ -39,8 +35,8 @@ class DpConfig:
     accountant: str = "rdp"  # videos: Opacus' rdp, or prv, which is tighter and slower
 
     def __post_init__(self) -> None:
-        _refuse(self.unit not in UNITS, f"unit = {self.unit!r}, must be one of: {', '.join(UNITS)}")
-        _refuse(
+        refuse(self.unit not in UNITS, f"unit = {self.unit!r}, must be one of: {', '.join(UNITS)}")
+        refuse(
             self.accountant not in ACCOUNTANTS,
             f"accountant = {self.accountant!r}, must be one of: {', '.join(ACCOUNTANTS)}",
         )
@@ -50,17 +46,17 @@ class DpConfig:
             ("epsilon_budget", "must be above 0, for example 8.0"),
         ):
             value = getattr(self, name)
-            _refuse(not (math.isfinite(value) and value > 0), f"{name} = {value!r}, {rule}")
-        _refuse(not 0 < self.delta < 1, f"delta = {self.delta!r}, must be above 0 and below 1, for example 1e-05")
-        _refuse(self.group_videos < 1, f"group_videos = {self.group_videos!r}, must be at least 1, for example 4")
-        _refuse(
+            refuse(not (math.isfinite(value) and value > 0), f"{name} = {value!r}, {rule}")
+        refuse(not 0 < self.delta < 1, f"delta = {self.delta!r}, must be above 0 and below 1, for example 1e-05")
+        refuse(self.group_videos < 1, f"group_videos = {self.group_videos!r}, must be at least 1, for example 4")
+        refuse(
             not 0 <= self.adaptive_quantile < 1,
             f"adaptive_quantile = {self.adaptive_quantile!r}, must be above 0 and below 1, for example 0.5, or 0 (off)",
         )
         follow = self.adaptive_rate
-        _refuse(not 0 < follow <= 1, f"adaptive_rate = {follow!r}, must be above 0 and at most 1, for example 0.2")
+        refuse(not 0 < follow <= 1, f"adaptive_rate = {follow!r}, must be above 0 and at most 1, for example 0.2")
         rate = self.sampling_rate
-        _refuse(not 0 < rate <= 1, f"sampling_rate = {rate!r}, must be above 0 and at most 1, for example 0.25")
+        refuse(not 0 < rate <= 1, f"sampling_rate = {rate!r}, must be above 0 and at most 1, for example 0.25")
 
     @property
     def on(self) -> bool:
@@ -86,47 +82,47 @@ def check_dp(settings: Settings) -> None:
     if not dp.on:
         return
     on = f"dp.unit = {dp.unit!r}"
-    _refuse(
+    refuse(
         settings.networks.norm == "batch",
         f"networks.norm = 'batch', cannot go with {on}: BatchNorm mixes the videos of a batch and keeps statistics "
         "that no clipping reaches. Use networks.norm = 'group'.",
     )
-    _refuse(
+    refuse(
         settings.strategy.weighting != "equal",
         f"strategy.weighting = {settings.strategy.weighting!r}, cannot go with {on}: a site that weighs more than 1 "
         "moves the mean by more than its clip norm, and counts are private. Use strategy.weighting = 'equal'.",
     )
-    _refuse(
+    refuse(
         settings.strategy.aggregation != "mean" and dp.unit == "site",
         f"strategy.aggregation = {settings.strategy.aggregation!r}, cannot go with {on}: the noise is measured for a "
         "mean, and one site can move another rule by more. Use strategy.aggregation = 'mean'.",
     )
-    _refuse(
+    refuse(
         settings.rounds.evaluate_every > 0,
         f"rounds.evaluate_every = {settings.rounds.evaluate_every}, cannot go with {on}: what sites find on their "
         "private videos would leave without noise. Use rounds.evaluate_every = 0 (nothing is evaluated at the sites).",
     )
-    _refuse(
+    refuse(
         settings.wire.dtype == "int8",
         f"wire.dtype = 'int8', cannot go with {on}: what its rounding leaves out travels with a later round, past the "
         "clip norm. Use wire.dtype = 'float16'.",
     )
-    _refuse(
+    refuse(
         dp.unit == "videos" and settings.game.joint_step,
         f"game.joint_step = true, cannot go with {on}: each network's step is accounted with a sample of its own. "
         "Use game.joint_step = false.",
     )
-    _refuse(
+    refuse(
         dp.unit == "videos" and dp.group_videos < 2,
         f"dp.group_videos = {dp.group_videos}, must be at least 2 with {on}: L_B compares videos inside a group. "
         "Use dp.group_videos = 4.",
     )
-    _refuse(
+    refuse(
         dp.adaptive_quantile > 0 and dp.unit != "site",
         f"dp.adaptive_quantile = {dp.adaptive_quantile}, needs dp.unit = 'site': the norm follows the sites' whole "
         "updates. Use dp.adaptive_quantile = 0.",
     )
-    _refuse(
+    refuse(
         dp.adaptive_quantile > 0 and settings.secure.aggregation,
         f"dp.adaptive_quantile = {dp.adaptive_quantile}, cannot go with secure.aggregation = true: the masks' ring is "
         "measured for one norm. Use dp.adaptive_quantile = 0.",

@@ -17,11 +17,11 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spact_models.anonymizer import UNet
 from spact_models.errors import UserError
+from spact_models.game_settings import JudgeConfig
 from spact_models.judge_set import JudgeSet, room
 from spact_models.seeds import seed_for, seeded
-from spact_models.settings import JudgeConfig
+from spact_models.unet import UNet
 
 SSIM_WINDOW_PX = 7  # scikit-image's own, made smaller on tiny pictures
 EQUAL_DB = 58.92  # 10 log10(255² / (1/12)): a frame that differs by rounding alone; equal frames count as this

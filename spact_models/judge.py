@@ -20,11 +20,11 @@ from torch.nn import functional
 from spact_models import bf16
 from spact_models.action import ActionName, build_action
 from spact_models.attackers import NETWORKS, TREES, Attacker, embedder
+from spact_models.game_settings import JudgeConfig
 from spact_models.judge_set import JudgeSet as JudgeSet
 from spact_models.losses import nt_xent
 from spact_models.metrics import hits, majority_share, retrieval_hits
 from spact_models.seeds import seed_for, seeded
-from spact_models.settings import JudgeConfig
 from spact_models.speed import moved, search_kernels
 from spact_models.trees import Trees, attribute_scores, class_scores, grown, statistics
 from spact_models.views import NO_AUGMENTATION, AugmentConfig, augment_clips, to_float_BCTHW

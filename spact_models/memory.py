@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spact_models import action, privacy
-from spact_models.anonymizer import UNet
 from spact_models.bf16 import SoundBf16
 from spact_models.errors import UserError
 from spact_models.minimax import Player, Players
 from spact_models.settings import Settings
+from spact_models.unet import UNet
 
 log = logging.getLogger("fedspact.memory")
 GIB = 2**30

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from spact_models import bf16
 from spact_models.anonymizer import Anonymizer
+from spact_models.game_settings import GameConfig
 from spact_models.losses import action_loss, chance_level, nt_xent, rate
-from spact_models.settings import GameConfig
 from spact_models.views import Batch
 
 

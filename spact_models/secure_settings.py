@@ -6,15 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spact_models.errors import UserError
+from spact_models.rules import refuse
 
 if TYPE_CHECKING:
     from spact_models.settings import Settings
-
-
-def _refuse(condition: bool, text: str) -> None:
-    if condition:
-        raise UserError(text)
 
 
 @dataclass(frozen=True)
@@ -31,14 +26,14 @@ class SecureConfig:
 
     def __post_init__(self) -> None:
         inside = 0.5 <= self.threshold <= 1
-        _refuse(not inside, f"threshold = {self.threshold!r}, must be from 0.5 to 1, for example 0.66")
-        _refuse(
+        refuse(not inside, f"threshold = {self.threshold!r}, must be from 0.5 to 1, for example 0.66")
+        refuse(
             self.neighbours < 0 or 0 < self.neighbours < 4,
             f"neighbours = {self.neighbours!r}, must be 0 (all) or at least 4, for example 40",
         )
         for name in ("value_bound", "stage_seconds"):
             value = getattr(self, name)
-            _refuse(not (math.isfinite(value) and value > 0), f"{name} = {value!r}, must be above 0")
+            refuse(not (math.isfinite(value) and value > 0), f"{name} = {value!r}, must be above 0")
 
 
 def check_secure(settings: Settings) -> None:
@@ -50,22 +45,22 @@ def check_secure(settings: Settings) -> None:
     if not settings.secure.aggregation:
         return
     on = "secure.aggregation = true"
-    _refuse(
+    refuse(
         settings.strategy.weighting != "equal",
         f"strategy.weighting = {settings.strategy.weighting!r}, cannot go with {on}: who decides what a site weighs "
         "can weigh all others with 0. Use strategy.weighting = 'equal'.",
     )
-    _refuse(
+    refuse(
         settings.strategy.aggregation != "mean",
         f"strategy.aggregation = {settings.strategy.aggregation!r}, cannot go with {on}: a robust rule compares single "
         "updates, which nobody sees. Use strategy.aggregation = 'mean', or go without secure aggregation.",
     )
-    _refuse(
+    refuse(
         settings.wire.dtype == "int8",
         f"wire.dtype = 'int8', cannot go with {on}: masked updates travel as 32-bit numbers. Use wire.dtype = "
         "'float16' (it is then not used).",
     )
-    _refuse(
+    refuse(
         settings.rounds.min_sites < 2,
         f"rounds.min_sites = {settings.rounds.min_sites}, must be at least 2 with {on}: the sum of one site's update "
         "is that update. Use rounds.min_sites = 3 or more; with 2, each of the two can subtract its own.",

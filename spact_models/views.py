@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from spact_models.constants import constant
 from spact_models.errors import UserError
-from spact_models.settings import AugmentSettings
+from spact_models.game_settings import AugmentSettings
 
 MadeLater = Callable[[], Tensor]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from spact_models.game_settings import GameConfig
 from spact_models.losses import reconstruction
 from spact_models.minimax import Losses, Players, critics_move
-from spact_models.settings import GameConfig
 from spact_models.views import Batch
 
 

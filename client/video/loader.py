@@ -22,7 +22,7 @@ from spact_models.errors import UserError
 from spact_models.views import FrameBatch
 
 if TYPE_CHECKING:
-    from spact_models.settings import BatchConfig, ClipConfig
+    from spact_models.game_settings import BatchConfig, ClipConfig
 
 UNLABELLED = -1
 

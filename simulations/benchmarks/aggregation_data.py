@@ -25,7 +25,7 @@ from simulations.benchmarks.measured import in_turns
 from spact_models.exchange import expected_shapes
 from spact_models.quantize import narrowed
 from spact_models.resident import peak_rss_mb
-from spact_models.settings import StrategyConfig
+from spact_models.round_settings import StrategyConfig
 
 LAYERS = 40  # equal ones, as many as the paper's networks have convolutions
 

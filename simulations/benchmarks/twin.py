@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spact_models.game_settings import GameConfig
 from spact_models.losses import nt_xent
 from spact_models.networks import Networks
-from spact_models.settings import GameConfig
 from spact_models.views import Batch
 
 

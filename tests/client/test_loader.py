@@ -12,7 +12,7 @@ from client.video.encode import write_video
 from client.video.loader import ClipLoader
 from client.video.rows import Row
 from spact_models.errors import UserError
-from spact_models.settings import BatchConfig, ClipConfig
+from spact_models.game_settings import BatchConfig, ClipConfig
 
 SIZE = 16
 CLASSES = ["jump", "walk"]

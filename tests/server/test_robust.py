@@ -17,8 +17,8 @@ from server.strategy import FedSPAct
 from simulations.inprocess import InProcessGrid, become_task
 from simulations.partition import load_rows, partition, write_sites
 from spact_models.errors import RunStopped, UserError
+from spact_models.round_settings import StrategyConfig
 from spact_models.run_config import load_settings
-from spact_models.settings import StrategyConfig
 
 become_task()
 SHAPES = {"anonymizer.a": (3, 2), "anonymizer.empty": (0,), "action.w": (5,), "anonymizer.b": ()}

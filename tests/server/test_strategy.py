@@ -25,8 +25,8 @@ from server.wire import wire_bytes
 from simulations.inprocess import become_task
 from spact_models.errors import RunStopped, UserError
 from spact_models.quantize import narrowed
+from spact_models.round_settings import StrategyConfig
 from spact_models.run_config import load_settings
-from spact_models.settings import StrategyConfig
 
 become_task()
 WEIGHTS = {"anonymizer.w": torch.tensor([[1.0, -2.0], [0.5, 3.0]]), "action.head": torch.tensor([0.25, -1.0, 2.0])}

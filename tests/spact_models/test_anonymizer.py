@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from spact_models.anonymizer import Anonymizer, AnonymizerConfig, ClipTransform, UNet, per_frame, represent
+from spact_models.anonymizer import Anonymizer, AnonymizerConfig, ClipTransform, per_frame, represent
 from spact_models.errors import UserError
+from spact_models.unet import UNet
 
 MOTION_INPUTS = ["onebit", "difference", "frames"]
 

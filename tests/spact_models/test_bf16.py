@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from spact_models import bf16
 from spact_models.action import build_action
-from spact_models.anonymizer import UNet
 from spact_models.bf16 import SoundBf16, autocast, group_norm_as_given
 from spact_models.constants import constant
 from spact_models.privacy import build_privacy
+from spact_models.unet import UNet
 
 CPU = torch.device("cpu")
 KERNELS = {3: 1, (1, 3, 3): (0, 1, 1), (3, 1, 1): (1, 0, 0), (3, 7, 7): (1, 3, 3), 1: 0}

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from spact_models.anonymizer import ClipTransform
 from spact_models.errors import UserError
+from spact_models.game_settings import JudgeConfig
 from spact_models.inversion import EQUAL_DB, SCORED_FRAMES, Inverter, invert, inverter_for, picture_scores
 from spact_models.judge import JudgeSet
 from spact_models.obfuscations import by_name
-from spact_models.settings import JudgeConfig
 
 CPU = torch.device("cpu")
 SEEN = [(200, 60, 60), (60, 60, 200), (40, 140, 60), (200, 120, 200), (90, 160, 180), (230, 230, 80)]

@@ -12,10 +12,10 @@ from spact_models import judge_set
 from spact_models.anonymizer import Anonymizer, AnonymizerConfig, represent
 from spact_models.attackers import NETWORKS, TREES, Attacker
 from spact_models.errors import UserError
+from spact_models.game_settings import JudgeConfig
 from spact_models.judge import Judge, JudgeSet, chance
 from spact_models.judge_set import MID_GREY, room
 from spact_models.obfuscations import by_name
-from spact_models.settings import JudgeConfig
 from spact_models.views import to_float_BCTHW
 from spact_models.workshop import side_by_side
 

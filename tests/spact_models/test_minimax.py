@@ -10,10 +10,10 @@ import torch
 
 from spact_models.action import build_action
 from spact_models.anonymizer import Anonymizer, AnonymizerConfig
+from spact_models.game_settings import GameConfig
 from spact_models.losses import chance_level, nt_xent
 from spact_models.minimax import Player, Players, adversary_move, anonymizer_move, critics_move, has_lesson, play
 from spact_models.privacy import build_privacy
-from spact_models.settings import GameConfig
 from spact_models.views import Batch
 from spact_models.warmup import warmup_step
 

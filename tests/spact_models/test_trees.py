@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from spact_models.game_settings import JudgeConfig
 from spact_models.judge import Judge, JudgeSet
-from spact_models.settings import JudgeConfig
 from spact_models.trees import attribute_scores, class_scores, grown, statistics
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spact_models import views
 from spact_models.errors import UserError
-from spact_models.settings import AugmentSettings
+from spact_models.game_settings import AugmentSettings
 from spact_models.views import (
     NO_AUGMENTATION,
     AugmentConfig,
