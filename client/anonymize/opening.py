@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,12 +42,19 @@ def is_camera(name: str) -> bool:
 
 
 def without_secret(name: str) -> str:
-    """An address without its user and password, which have no place on a screen or in a file."""
+    """An address without user, password and what follows "?", which have no place on a screen or in a file.
+
+    All up to the last "@" goes, also behind a "/": a password typed with one would show otherwise.
+    """
     head, mark, rest = name.partition("://")
     if not mark or not is_address(name):
         return name
-    place, slash, path = rest.partition("/")
-    return f"{head}://{place.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+    return f"{head}://{re.split('[?#]', rest, maxsplit=1)[0].rpartition('@')[2]}"
+
+
+def reason_of(error: Exception) -> str:
+    """Why the system would not, in its words alone: an error's full text holds the address or path, secrets too."""
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _open_address(name: str) -> InputContainer:
@@ -57,7 +65,7 @@ def _open_address(name: str) -> InputContainer:
         return av.open(name, options=options, timeout=PATIENCE_SECONDS)
     except (av.error.FFmpegError, OSError) as error:
         raise UserError(
-            f"{without_secret(name)}: cannot be reached ({_reason(error, name)}); see that the address is right and "
+            f"{without_secret(name)}: cannot be reached ({reason_of(error)}); see that the address is right and "
             "that the camera is on"
         ) from None
 
@@ -83,7 +91,3 @@ def _open_pipe(pipe: IO[bytes]) -> InputContainer:
             f"standard input: not a video that can be read from a pipe ({first_line(error)}); an MP4 needs its index "
             "in front (ffmpeg: -movflags +faststart), Matroska and MPEG-TS always work"
         ) from None
-
-
-def _reason(error: Exception, name: str) -> str:
-    return first_line(error).replace(name, without_secret(name))

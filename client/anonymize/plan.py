@@ -100,7 +100,7 @@ def _into_folder(found: Sequence[str], target: Path, suffix: str) -> list[Job]:
         jobs.append(Job(name, target / (place.with_suffix(suffix) if alone else place.with_name(place.name + suffix))))
     twice = [output for output, count in Counter(job.output for job in jobs).items() if count > 1]
     if twice:
-        both = ", ".join(job.source for job in jobs if job.output == twice[0])
+        both = ", ".join(job.shown for job in jobs if job.output == twice[0])
         raise UserError(f"{twice[0]}: would be the output of {both}; give them one after the other")
     return jobs
 

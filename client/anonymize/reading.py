@@ -20,7 +20,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from client.video.decode import first_line
+from client.anonymize.opening import reason_of
 
 MOST_WAITING = 256  # packets without a picture: no codec reorders so far, so the oldest of them is lost
 
@@ -68,7 +68,7 @@ class Reading:
         try:
             yield from self.container.demux(streams)
         except (av.error.FFmpegError, OSError) as error:
-            self.broke_off = first_line(error)
+            self.broke_off = reason_of(error)
             flush: Packet[Any] = Packet()  # pictures that the decoder still holds came before the break
             flush.stream = self.stream
             yield flush

@@ -23,7 +23,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from client.anonymize.opening import is_address, is_camera, opener
+from client.anonymize.opening import is_address, is_camera, opener, without_secret
 from client.anonymize.reading import Lost, Reading
 from client.video.decode import (
     DECODER_THREADS,
@@ -84,7 +84,10 @@ class Losses:
 
 @dataclass
 class Source:
-    """A source that :func:`open_source` opened. ``layout`` is known once the first event has come."""
+    """A source that :func:`open_source` opened. ``layout`` is known once the first event has come.
+
+    ``shown`` is its name for messages and files, without secrets; ``name`` itself may hold a camera's password.
+    """
 
     name: str
     reopen: Callable[[], InputContainer]
@@ -106,6 +109,10 @@ class Source:
     _base: Fraction | None = None  # the stream's own clock at our zero
     _resume_at: Fraction = Fraction(0)
 
+    @property
+    def shown(self) -> str:
+        return without_secret(self.name)
+
     def events(self) -> Generator[Taken | Packet[AudioStream], None, None]:
         """Frames and losses to the end; audio packets (times shifted like the frames') where they are kept.
 
@@ -115,23 +122,25 @@ class Source:
         began = clock.monotonic()
         while True:
             reading = self._read(began)
-            yield from self._of(reading)
-            self.losses.packets += reading.packets
-            self.losses.damaged += reading.damaged
+            try:
+                yield from self._of(reading)
+            finally:  # also where whoever asks has enough, and closes this
+                self.losses.packets += reading.packets
+                self.losses.damaged += reading.damaged
             self.container.close()
             if not self.retry_seconds or not (yield from self._reconnect(reading.broke_off)):
                 break
         if self.layout is None:
-            raise UnreadableVideo(Path(self.name), "no frame in it can be decoded")
+            raise UnreadableVideo(Path(self.shown), "no frame in it can be decoded")
         self._see_what_is_missing(reading.broke_off)
 
     def close(self) -> None:
-        """Let go of the file or device, from wherever reading stands."""
+        """Let go of the file or device, wherever reading stands; never while another thread is reading in it."""
         with contextlib.suppress(av.error.FFmpegError, ValueError):
             self.container.close()
 
     def _read(self, began: float) -> Reading:
-        stream = video_stream(Path(self.name), self.container)
+        stream = video_stream(Path(self.shown), self.container)
         self.audio = next(iter(self.container.streams.audio), None) if self.keep_audio else None
         promised = promised_seconds(self.container, stream)
         self.seconds = Fraction(promised) if promised and not self.live else None
@@ -203,7 +212,7 @@ class Source:
 
     def _reconnect(self, reason: str) -> Generator[Taken, None, bool]:
         """Black frames while an address is silent, pauses that double; returns whether it was reached again."""
-        logger.warning("%s: the stream dropped (%s); trying to reach it again", self.name, reason or "it ended")
+        logger.warning("%s: the stream dropped (%s); trying to reach it again", self.shown, reason or "it ended")
         began, pause = clock.monotonic(), FIRST_PAUSE_SECONDS
         while clock.monotonic() - began < self.retry_seconds:
             for _ in range(max(1, round(pause / BLACK_EVERY_SECONDS))):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +64,9 @@ class Caller:
             raise UserError(f"--server {self.address}: {_said(error)}") from None
         return told
 
-    def anonymize(self, frames: Iterable[Frames | None], timeout_seconds: float | None = None) -> Iterator[Returned]:
+    def anonymize(
+        self, frames: Iterable[Frames | None], timeout_seconds: float | None = None
+    ) -> Generator[Returned, None, None]:
         """One stream: answers in the order of the frames (None: one that was lost). Ends when ``frames`` ends.
 
         Raises:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from client.video.cache import FrameCache
 from client.video.folders import VIDEO_SUFFIXES
 from client.video.rows import SHOWN_EXAMPLES, Row
 from spact_models.errors import UserError
@@ -64,6 +65,21 @@ def delivered_rows(rows: Sequence[Row], folder: Path) -> list[Row]:
     if count > 1:
         raise UserError(f"--delivered {folder}: {path} would stand for {count} videos; mirror the input's folders")
     return chosen
+
+
+def check_readable(rows: Sequence[Row], cache: FrameCache, workers: int, progress: bool) -> None:
+    """Decode what was delivered, before anything is judged. No row is left out: all are compared on the same videos.
+
+    Raises:
+        UserError: with every file that cannot be read and the reason, one a line.
+    """
+    bad = cache.prepare([row.path for row in rows], workers, progress)
+    if bad:
+        lines = "".join(f"\n  {one.path}: {one.reason}" for one in bad)
+        raise UserError(
+            f"--delivered: {len(bad)} of {len(rows)} files cannot be read; deliver them again, or take their videos "
+            f"out of the manifest:{lines}"
+        )
 
 
 def _by_name(folder: Path) -> Mapping[str, Sequence[Path]]:

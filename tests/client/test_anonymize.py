@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from client.anonymize.opening import without_secret
 from client.anonymize.stream import StreamAnonymizer
 from client.video.decode import probe, stream_video
 from client.video.encode import write_video
 from fedspact import main
 from spact_models.anonymizer import Anonymizer, AnonymizerConfig
+from spact_models.speed import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"networks.anonymizer": "motion", "networks.anonymizer_channels": 4, "networks.anonymizer_depth": 1,
@@ -159,7 +161,26 @@ def test_a_folder_is_mirrored_resumed_and_names_what_it_refused(model, tmp_path)
 
 
 def test_damage_is_black_and_the_status_says_so(model, tmp_path):
-    source, out = tmp_path / "in.avi", tmp_path / "out.mp4"
+    source, out = damaged(tmp_path / "in.avi"), tmp_path / "out.mp4"
+    assert main(["anonymize", str(source), "-o", str(out), "--model", str(model)]) == 3
+    told = json.loads((tmp_path / "out.mp4.json").read_text())
+    assert told["black_frames"]["lost"] == 1
+    assert told["black_frames"]["after loss"] == 2
+    assert told["frames"] == 20
+    assert not told["complete"]
+
+
+def test_what_was_lost_is_told_of_a_video_that_is_ended_early_too(model, tmp_path):
+    source, out = damaged(tmp_path / "in.avi"), tmp_path / "out.mp4"
+    assert main(["anonymize", str(source), "-o", str(out), "--model", str(model), "--seconds", "0.7"]) == 3
+    told = json.loads((tmp_path / "out.mp4.json").read_text())
+    assert told["frames"] == 18
+    assert told["losses"]["damaged"] == 1
+    assert told["losses"]["packets"] >= 18
+
+
+def damaged(source):
+    """20 frames at 25 a second, one picture in the middle of them lost."""
     with av.open(str(source), "w") as container:
         stream = container.add_stream("mjpeg", rate=25)
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuvj420p"
@@ -171,12 +192,22 @@ def test_damage_is_black_and_the_status_says_so(model, tmp_path):
     start = content.index(b"\xff\xd8", place)  # one picture in the middle: nothing of its header is left
     content[start : start + 700] = bytes(700)
     source.write_bytes(content)
-    assert main(["anonymize", str(source), "-o", str(out), "--model", str(model)]) == 3
-    told = json.loads((tmp_path / "out.mp4.json").read_text())
-    assert told["black_frames"]["lost"] == 1
-    assert told["black_frames"]["after loss"] == 2
-    assert told["frames"] == 20
-    assert not told["complete"]
+    return source
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("rtsp://bob:pw@cam/1", "rtsp://cam/1"),
+        ("http://bob:pw@cam:80/a/b.ts?token=pw#pw", "http://cam:80/a/b.ts"),
+        ("srt://cam:9000?passphrase=p/w@pw", "srt://cam:9000"),  # no path before it
+        ("rtsp://bob:p/w@cam/1", "rtsp://cam/1"),  # not well formed, but typed by people
+        ("RTSP://bob@pw:pw@cam", "RTSP://cam"),
+        ("bob:pw@cam.mp4", "bob:pw@cam.mp4"),  # a file
+    ],
+)
+def test_an_address_is_shown_without_its_secrets(address, shown):
+    assert without_secret(address) == shown
 
 
 @pytest.mark.parametrize(
@@ -192,6 +223,7 @@ def test_damage_is_black_and_the_status_says_so(model, tmp_path):
         (["/dev/video97", "-o", "o.mp4"], "no such camera"),
         (["http://user:pass@127.0.0.1:9/x", "-o", "o.mp4"], "cannot be reached"),
         ([".", "-o", "inside"], "inside the input"),
+        (["http://a:pass@cam/x", "http://b:pass@cam/x", "-o", "out"], "would be the output of http://cam/x, http"),
     ],
 )
 def test_mistakes_are_said_and_nothing_is_left(model, tmp_path, monkeypatch, capsys, words, said):
@@ -243,3 +275,21 @@ def test_pipes(model, tmp_path):
     assert piped.returncode == 0
     (tmp_path / "out.mkv").write_bytes(content)
     assert len(list(stream_video(tmp_path / "out.mkv"))) == 6
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="this C library cannot be told to keep memory")
+def test_the_command_keeps_freed_memory(model, tmp_path):
+    """Page faults of ten tensors of 64 MiB, one after the other, before and after the command in one process."""
+    write_video(tmp_path / "in.mp4", noise_frames(3, 32, 32), 25)
+    count = (
+        "import resource, sys, torch; from fedspact import main\n"
+        "def faults():\n"
+        "    one = torch.ones(2**24); del one; before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(10): one = torch.ones(2**24); del one\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "plain = faults(); assert main(sys.argv[1:]) == 0; print(plain, faults())"
+    )
+    words = ["anonymize", str(tmp_path / "in.mp4"), "-o", str(tmp_path / "out.mp4"), "--model", str(model)]
+    done = subprocess.run([sys.executable, "-c", count, *words], cwd=ROOT, check=True, capture_output=True, text=True)
+    plain, kept = map(int, done.stdout.split())
+    assert kept < plain / 5

@@ -1,7 +1,9 @@
 """What reaches ``fedspact anonymize`` outside a laboratory: turned phones, HDR, 8K, cameras that drop, hours."""
 
+import contextlib
 import http.server
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -13,7 +15,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from client.video.decode import probe, stream_video
+from client.anonymize.source import open_source
+from client.video.decode import UnreadableVideo, probe, stream_video
 from fedspact import main
 
 ROOT = Path(__file__).parents[2]
@@ -156,11 +159,11 @@ def test_a_model_of_another_version_is_refused(model, tmp_path, capsys):
 
 
 class _Camera(http.server.ThreadingHTTPServer):
-    """Sends its parts one a connection, breaking off after each; then it is gone."""
+    """Sends its parts one a connection, breaking off after each (with an error: more was promised); then it is gone."""
 
-    def __init__(self, parts):
+    def __init__(self, parts, promised=None):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.parts, self.asked, self.lock = list(parts), 0, threading.Lock()
+        self.parts, self.promised, self.asked, self.lock = list(parts), promised, 0, threading.Lock()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -173,6 +176,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.send_header("Content-Type", "video/mp2t")
+        if self.server.promised is not None:
+            self.send_header("Content-Length", str(self.server.promised))
         self.end_headers()
         self.wfile.write(part)
 
@@ -218,6 +223,54 @@ def test_an_address_that_never_answers_is_told(model, tmp_path, capsys):
     assert "cannot be reached" in said
     assert "secret" not in said
     assert not list(tmp_path.iterdir())
+
+
+@contextlib.contextmanager
+def sending(*parts, promised=None):
+    """``alice:s3cret@127.0.0.1:PORT`` of a camera that sends these parts."""
+    camera = _Camera(parts, promised)
+    threading.Thread(target=camera.serve_forever, daemon=True).start()
+    try:
+        yield f"alice:s3cret@127.0.0.1:{camera.server_port}"
+    finally:
+        camera.shutdown()
+        camera.server_close()
+
+
+def test_a_cameras_password_and_token_are_told_nowhere(model, tmp_path, capfd, caplog):
+    caplog.set_level(logging.INFO)
+    part = write(tmp_path / "part.ts", moving(20, 32, 32), container="mpegts").read_bytes()
+    with sending(part, promised=10**7) as place:
+        address = f"http://{place}/live.ts?key=t0ken"
+        assert run(model, address, tmp_path / "out" / "live.mkv", "--retry-seconds", "1") == 3
+    assert "live.ts: the stream dropped (" in caplog.text
+    assert "cannot be reached" in caplog.text
+    assert told(tmp_path / "out" / "live.mkv")["losses"]["cut_off"].startswith("silent for 1 s (")
+    sound = only_sound(tmp_path / "sound.ts").read_bytes()
+    with sending(sound, sound) as place:
+        words = ["-o", str(tmp_path / "out"), "--model", str(model)]
+        assert main(["anonymize", f"http://{place}?key=t0ken", f"http://{place}/b?key=t0ken", *words]) == 1
+        refused = json.loads((tmp_path / "out" / "anonymize.json").read_text())["refused"]
+        assert ["holds no video" in one["reason"] for one in refused] == [True, True]
+    with sending(sound) as place, pytest.raises(UnreadableVideo) as caught:
+        list(open_source(f"http://{place}/live.ts?key=t0ken", 16).events())
+    said = str(caught.value)
+    said += "".join([*capfd.readouterr(), caplog.text, *(path.read_text() for path in tmp_path.rglob("*.json"))])
+    said += "".join(str(path) for path in tmp_path.rglob("*"))
+    assert "127.0.0.1" in said
+    for secret in ("s3cret", "alice", "t0ken"):
+        assert secret not in said
+
+
+def only_sound(path):
+    with av.open(str(path), "w", format="mpegts") as file:
+        stream = file.add_stream("mp2", rate=48000, layout="mono")
+        for number in range(40):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), "s16", "mono")
+            frame.rate, frame.pts = 48000, 1152 * number
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return path
 
 
 PEAK = """

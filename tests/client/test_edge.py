@@ -5,18 +5,24 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import av
 import grpc
 import numpy as np
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from client.anonymize.model import open_model
 from client.anonymize.stream import StreamAnonymizer
@@ -390,6 +396,86 @@ def test_a_file_through_the_service(shared, tmp_path, capsys):
     assert frames[0].shape == (48, 64, 3)
     assert max(int(frame.max()) for frame in frames[:2]) < 40  # black, through a lossy codec
     assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_a_source_that_cannot_be_read_is_the_users_to_mend(shared, tmp_path, capsys):
+    """Found when it is opened, or by gRPC's thread when the first frame is asked for."""
+    with av.open(str(tmp_path / "sound.mkv"), "w") as file:
+        stream = file.add_stream("mp2", rate=48000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), "s16", "mono")
+        silence.rate = 48000
+        file.mux(stream.encode(silence))
+        file.mux(stream.encode(None))
+    for name, wrong in (("none.mp4", "no such file"), ("sound.mkv", "holds no video")):
+        words = ["camera", str(tmp_path / name), "--server", f"127.0.0.1:{shared[1]}", "-o", str(tmp_path / "o.mp4")]
+        assert main(words) == 2
+        assert f"fedspact: {tmp_path / name}: {wrong}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["sound.mkv"]
+
+
+def test_black_by_a_fault_and_a_cut_off_file_are_not_called_success(shared, model, tmp_path, capsys):
+    source, out = tmp_path / "in.mp4", tmp_path / "out.mp4"
+    write_video(source, iter(film(1, 40, 48, 64)), fps=25)
+    with safe_open(model, "pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file({name: torch.full_like(value, float("nan")) for name, value in tensors.items()}, model, header)
+    with serving(model) as (port, _):
+        assert main(["camera", str(source), "--server", f"127.0.0.1:{port}", "-o", str(out)]) == 1
+    assert "40 frames, 40 of them black, 38 of these spoiled (not finite: 38)" in capsys.readouterr().out
+    with av.open(str(source)) as file:
+        places = [packet.pos for packet in file.demux(video=0) if packet.size]
+    os.truncate(source, places[20])  # between two pictures: none is damaged
+    assert main(["camera", str(source), "--server", f"127.0.0.1:{shared[1]}", "-o", str(out), "--force"]) == 1
+    said = capsys.readouterr().out
+    assert "the source was cut off (" in said
+    assert "lost" not in said
+
+
+def soon(true):
+    deadline = time.monotonic() + 60
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+STAYS = """
+import sys, time
+from fedspact import main
+status = main(sys.argv[1:])
+time.sleep(1)  # libav looks for an interruption ten times a second: whoever took its memory away is found out
+sys.exit(status)
+"""
+
+
+def test_ctrl_c_while_a_camera_is_silent_keeps_the_file_and_ends_in_order(shared, tmp_path):
+    """gRPC's thread is inside the source when the command ends; to close it under the thread's hands is a crash."""
+    with av.open(str(tmp_path / "in.ts"), "w") as file:
+        stream = file.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+        for frame in film(1, 60, 32, 32):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        file.mux(stream.encode(None))
+    out = tmp_path / "out" / "o.mkv"
+    with socket.create_server(("127.0.0.1", 0)) as camera:
+        address = f"http://127.0.0.1:{camera.getsockname()[1]}/in.ts"
+        words = ["camera", address, "--server", f"127.0.0.1:{shared[1]}", "-o", str(out)]
+        process = subprocess.Popen(
+            [sys.executable, "-c", STAYS, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "MALLOC_PERTURB_": "165"},  # glibc overwrites what is freed
+        )  # fmt: skip
+        there, _ = camera.accept()
+        with there:
+            there.recv(65536)
+            there.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: video/mp2t\r\n\r\n" + (tmp_path / "in.ts").read_bytes())
+            soon(lambda: list(out.parent.glob(".*")))
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            soon(out.exists)
+            time.sleep(1)
+    said, wrong = process.communicate(timeout=60)  # the camera is gone
+    assert process.returncode == 0, wrong
+    assert "of them black" in said
+    assert len(list(stream_video(out))) > 1
+    assert [path.name for path in out.parent.iterdir()] == ["o.mkv"]
 
 
 def test_a_service_that_is_not_there(model, tmp_path, capsys):

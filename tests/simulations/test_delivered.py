@@ -149,6 +149,13 @@ def test_evaluate_tells_of_delivered_files(made_up_run, squares, tmp_path, fast,
     words = ["evaluate", str(run), "--only", "anonymized", "--attackers", "frame-convnet", "--seeds", "1"]
     assert main([*words, "--delivered", f"copies={folder}"]) == 0
     assert "delivered copies" in capsys.readouterr().out
-    (folder / read_rows(squares)[0].path.name).unlink()
+    first = folder / read_rows(squares)[0].path.name
+    first.write_bytes(b"no video")
+    assert main([*words, "--delivered", f"copies={folder}", "--out", str(tmp_path / "damaged.json")]) == 2
+    said = capsys.readouterr().err
+    assert "--delivered: 1 of 16 files cannot be read; deliver them again" in said
+    assert f"{first}: not a video" in said
+    assert not (tmp_path / "damaged.json").exists()  # told before anything was judged
+    first.unlink()
     assert main([*words, "--delivered", f"copies={folder}"]) == 2
     assert "nothing for 1 of" in capsys.readouterr().err
