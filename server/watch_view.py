@@ -127,7 +127,8 @@ def panel(view: View) -> RenderableType:
     for column in ("site", "state", ""):
         sites.add_column(column, overflow="fold")
     for name, state, detail in view.sites():
-        sites.add_row(name, Text(state, style={"replied": "green", "left out": "red"}.get(state, "yellow")), detail)
+        colour = {"replied": "green", "left out": "red"}.get(state, "yellow")
+        sites.add_row(Text(name), Text(state, style=colour), Text(detail))  # a site's own words: no markup
     parts: list[RenderableType] = [head, bar, numbers, Text(""), sites, Text(""), rounds_table(view.rounds[-8:])]
     if view.drops():
         parts += [Text(""), Text("left out, newest first", style="bold"), *map(Text, view.drops())]

@@ -115,6 +115,19 @@ def test_the_view_while_a_round_is_open_says_who_works_and_how_long_it_takes(tmp
     assert row[:7] == ["2", "train", "minimax", "2", "1", "1.500", "2.500"]
 
 
+def test_a_sites_own_words_are_shown_as_they_are_and_never_as_markup(tmp_path):
+    """Square brackets are rich's markup: a name or a reason in them must neither vanish nor end the live view."""
+    folder = federate(tmp_path / "run")
+    said = ["site a has [walk, run], the federation has [fall]", "no such file [/etc]", "[red]"]
+    status = json.loads((folder.path / "status.json").read_text())
+    states = [{"state": "left out", "reason": reason, "seconds": 0.0} for reason in said]
+    status |= {"stage": "training", "sites": dict(zip(("a", "b", "[bold]"), states, strict=True))}
+    (folder.path / "status.json").write_text(json.dumps(status))
+    shown = rendered(look(folder.path))
+    for words in (*said, "[bold]"):
+        assert words in shown
+
+
 def test_watch_once_on_a_finished_run_and_a_stopped_one(tmp_path, capsys):
     folder = federate(tmp_path / "run")
     folder.write_summary({})
