@@ -86,12 +86,13 @@ class SecureSum:
     @property
     def least(self) -> int:
         """So many sites must be left at every stage."""
-        return max(self._settings.rounds.min_sites, agreement.needed(self.session.threshold, len(self.members)))
+        return self._least_of(len(self.members))
 
     def begin(self, grid: Grid, nodes: Iterable[int]) -> list[int]:
         """The first two messages: keys, then shares. Returns the nodes that are to play the round.
 
-        A site whose keys most of the others do not trust is left out, and everything begins again without it.
+        A site whose keys most of the others do not trust is left out, and everything begins again without it, with
+        those who have answered: who was lost on the way has been told of as lost and must not be in the sum too.
 
         Raises:
             Void: too few sites have come so far; nobody has trained for it.
@@ -99,12 +100,14 @@ class SecureSum:
         asked = list(nodes)
         while True:
             self._exchange_keys(grid, asked)
-            untrusted = self._exchange_shares(grid)
+            untrusted, answered = self._exchange_shares(grid)
             if not untrusted:
                 break
             for name, reason in untrusted.items():
                 self._lose(self._nodes[name], f"secure aggregation: most sites do not trust its keys: {reason}")
-            asked = [node for name, node in self._nodes.items() if name not in untrusted]  # who is lost stays lost
+            asked = [node for name, node in self._nodes.items() if node in answered and name not in untrusted]
+            # beginning again makes nobody's loss good: of those who are trusted as many must be left as without it
+            self._demand(len(asked), "have answered with their shares", len(self.members) - len(untrusted))
         self._demand(len(self.present), "have dealt their shares")
         return [self._nodes[name] for name in self.present]
 
@@ -121,8 +124,11 @@ class SecureSum:
         self._roster = agreement.roster_digest(self.session, self.members)
         self._demand(len(self.members), "have sent their keys")
 
-    def _exchange_shares(self, grid: Grid) -> dict[str, str]:
-        """Returns the members that more than half of the others call untrustworthy, with a reason each."""
+    def _exchange_shares(self, grid: Grid) -> tuple[dict[str, str], set[int]]:
+        """Returns the members that more than half of the others call untrustworthy, with a reason each.
+
+        And the nodes that have answered, with their shares or with whom they do not trust; the others are lost.
+        """
         roster = {
             "names": [member.name for member in self.members],
             "cipher_keys": [member.cipher_key for member in self.members],
@@ -148,7 +154,7 @@ class SecureSum:
             for node, told in complaints.items():
                 whom = "; ".join(f"{name}: {reason}" for name, reason in told.items())
                 self._lose(node, f"secure aggregation, shares: it does not trust {whom}")
-        return untrusted
+        return untrusted, {*complaints, *(self._nodes[name] for name in self._dealt)}
 
     def request(self, node: int) -> ConfigRecord:
         """What a node needs to mask its update: who is there, and its neighbours' shares for it."""
@@ -264,9 +270,13 @@ class SecureSum:
     def _lose(self, node: int, reason: str, late: bool = False) -> None:
         self._drop(Dropped(node, self._name(node), reason, late=late))
 
-    def _demand(self, count: int, what: str) -> None:
-        if count < self.least:
-            raise Void(f"secure aggregation: {count} sites {what}, {self.least} needed")
+    def _least_of(self, members: int) -> int:
+        return max(self._settings.rounds.min_sites, agreement.needed(self.session.threshold, members))
+
+    def _demand(self, count: int, what: str, members: int | None = None) -> None:
+        least = self._least_of(len(self.members) if members is None else members)
+        if count < least:
+            raise Void(f"secure aggregation: {count} sites {what}, {least} needed")
 
     def _near(self, name: str) -> list[str]:
         everybody = [member.name for member in self.members]

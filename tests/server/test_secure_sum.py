@@ -263,6 +263,36 @@ def test_who_was_lost_before_it_all_begins_again_is_not_asked_again(tmp_path):
     assert [drop.name for drop in game.drops] == ["site-4", "site-1"]
 
 
+def silent_once(*names):
+    """Sites that do not answer the first ``shares``, and would answer the next."""
+    silent = set(names)
+
+    def show(name, stage, record):
+        if stage == "shares" and name in silent:
+            silent.remove(name)
+            raise BrokenProtocol("gone for a moment")
+        return record
+
+    return show
+
+
+def test_who_was_lost_with_its_shares_is_not_in_the_sum_when_it_begins_again(tmp_path):
+    game = Game(tmp_path, 6, show=silent_once("site-4"))
+    del game.sites["site-0"]._membership.members["site-1"]
+    mean, sites = game.play()
+    assert sites == 4
+    assert_close(mean, game.mean_of(["site-0", "site-2", "site-3", "site-5"]), FixedPoint(1.0, 4).step)
+    assert [drop.name for drop in game.drops] == ["site-4", "site-1"]
+
+
+def test_beginning_again_does_not_lower_how_many_must_be_left(tmp_path):
+    """Of five trusted sites four are needed; two lost ones void the round, whether a sixth is trusted or not."""
+    game = Game(tmp_path, 6, show=silent_once("site-4", "site-5"))
+    del game.sites["site-0"]._membership.members["site-1"]
+    with pytest.raises(Void, match="3 sites have answered with their shares, 4 needed"):
+        game.play()
+
+
 def test_a_site_that_trusts_too_few_stays_out_alone(tmp_path):
     game = Game(tmp_path)
     few = Membership("site-0", registered_key("site-0"), {"site-0": registered_key("site-0").public_key()})
