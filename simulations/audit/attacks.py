@@ -43,6 +43,7 @@ class Budget:
     canaries: int = 1000
 
 
+LEAST_VIDEOS = 4  # of the person that the property attack looks for, and of others
 QUICK = Budget(inversion_steps=80, inversion_clips=3, shadows=4, sites=20, canaries=400)
 
 
@@ -75,21 +76,31 @@ class Case:
 
 def invert_updates(case: Case, on_step: Callable[[], object]) -> Iterator[Finding]:
     """Clips restored from one step's update: one clip, the run's batch, then clipped, noised and summed."""
-    held = _held(case, [row for row in case.train if row.action is not None], clips=1)
+    rows = [row for row in case.train if row.action in case.classes]
+    singly, together = case.budget.inversion_clips, case.settings.batch.clips
+    needed = singly + min(together, singly) + 1
+    if len(rows) < needed:
+        case.not_measured.append(
+            f"update inversion: {len(rows)} training videos with an action of the run, at least {needed} are needed: "
+            f"{singly} restored one by one, as many as the run's batch, and others to tell them from"
+        )
+        return
+    held = _held(case, rows, clips=1)
     rng = torch.Generator().manual_seed(case.seed)
     order = torch.randperm(held.videos, generator=rng).tolist()
     pictures = _pictures(case, held)
     labels = held.labels["action"]
-    batch = min(case.settings.batch.clips, held.videos // 2)
-    singles, many = order[: case.budget.inversion_clips], order[-batch:]
-    others = pictures[order[case.budget.inversion_clips : -batch][:64]]
+    batch = min(together, held.videos // 2)
+    singles, many = order[:singly], order[-batch:]
+    others = pictures[order[singly:-batch][:64]]
     steps, bound, members = case.budget.inversion_steps, case.bound, max(3, case.settings.rounds.min_sites)
 
     def target(chosen: Sequence[int]) -> inversion.Target:
-        noise = inversion.noise_for(case.networks, pictures[chosen], case.seed)
-        found = inversion.gradient_of(case.networks, pictures[chosen], labels[chosen], noise)
-        shape, brightness = tuple(pictures[chosen].shape), float(others.mean())
-        return inversion.Target([part.detach() for part in found], labels[chosen], noise, shape, brightness)
+        shown, known = pictures[chosen].to(case.device), labels[chosen].to(case.device)
+        noise = inversion.noise_for(case.networks, shown, case.seed)
+        found = inversion.gradient_of(case.networks, shown, known, noise)
+        shape, brightness = tuple(shown.shape), float(others.mean())
+        return inversion.Target([part.detach() for part in found], known, noise, shape, brightness)
 
     def finding(condition: str, tries: Sequence[tuple[inversion.Target, Sequence[int]]]) -> Finding:
         told = inversion.Restored([], [], [])
@@ -134,6 +145,11 @@ def _restored_finding(condition: str, told: Any, guess: float) -> Finding:
 def infer_membership(case: Case, on_step: Callable[[], object]) -> Iterator[Finding]:
     """Which videos f_T was trained on."""
     rows = [row for row in case.rows if row.action in case.classes]
+    if len(rows) < 2:
+        case.not_measured.append(
+            f"membership: {len(rows)} videos with an action of the run, at least 2 are needed: a shadow learns on half"
+        )
+        return
     held = _held(case, rows, case.settings.judge.train_clips).through(case.networks.anonymizer, case.device)
     action = cast(ActionName, case.settings.networks.action)
     judge = Judge(case.settings.judge, action, case.device, case.seed, on_step=on_step)
@@ -158,7 +174,16 @@ def infer_property(case: Case, on_step: Callable[[], object]) -> Iterator[Findin
     """Whether a site holds a person's videos."""
     person, rows = person_of(case)
     if person is None:
-        case.not_measured.append(f"property: no column {case.column!r} with a value in at least 4 training videos")
+        case.not_measured.append(
+            f"property: no column {case.column!r} with a value in at least {LEAST_VIDEOS} training videos"
+        )
+        return
+    others = sum(row.attributes[case.column] != person for row in rows)
+    if others < LEAST_VIDEOS:
+        case.not_measured.append(
+            f"property: {others} training videos of others than {person} in column {case.column!r}, at least "
+            f"{LEAST_VIDEOS} are needed for sites without"
+        )
         return
     sites = presence.sites_of(rows, case.column, person, case.budget.sites, case.budget.site_videos, case.seed)
     held = np.array([has_it for _, has_it in sites])
@@ -236,7 +261,7 @@ def expected_steps(case: Case, name: str) -> int:
         "inversion": budget.inversion_steps * (3 * budget.inversion_clips + 1 + sums),
         "membership": budget.shadows * settings.judge.steps,
         "property": budget.sites * game,
-        "canary": sum(schedule_steps(settings)),
+        "canary": sum(schedule_steps(settings)) if settings.dp.unit == "videos" else 0,
     }[name]
 
 
@@ -249,14 +274,15 @@ def person_of(case: Case) -> tuple[str | None, list[Row]]:
     rows = [row for row in case.train if row.attributes.get(case.column)]
     counts = Counter(row.attributes[case.column] for row in rows)
     if case.person is not None:
-        if counts[case.person] < 4:
+        if counts[case.person] < LEAST_VIDEOS:
+            commonest = ", ".join(name for name, _ in counts.most_common(5))
             raise UserError(
                 f"--person {case.person}: stands in {counts[case.person]} training videos of column {case.column!r}, "
-                f"at least 4 are needed; the commonest are {', '.join(name for name, _ in counts.most_common(5))}"
+                f"at least {LEAST_VIDEOS} are needed; the commonest are {commonest}"
             )
         return case.person, rows
     common = counts.most_common(1)
-    return (common[0][0] if common and common[0][1] >= 4 else None), rows
+    return (common[0][0] if common and common[0][1] >= LEAST_VIDEOS else None), rows
 
 
 ATTACKS: dict[str, Callable[[Case, Callable[[], object]], Iterator[Finding]]] = {

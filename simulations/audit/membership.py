@@ -45,7 +45,10 @@ def confidence(network: nn.Module, videos: JudgeSet, batch: int, device: torch.d
     total_VK = torch.zeros(videos.videos, scores_MK.shape[1], dtype=torch.float64)
     total_VK.index_add_(0, videos.video_M, scores_MK)
     mean_VK = total_VK / videos.video_M.bincount(minlength=videos.videos)[:, None]
-    own_V = mean_VK.gather(1, videos.labels["action"][:, None]).squeeze(1).clamp(1e-9, 1 - 1e-9)
+    action_V = videos.labels["action"]
+    unheard = max(0, int(action_V.max()) + 1 - mean_VK.shape[1])  # actions beyond all that this f_T has learned
+    mean_VK = functional.pad(mean_VK, (0, unheard))
+    own_V = mean_VK.gather(1, action_V[:, None]).squeeze(1).clamp(1e-9, 1 - 1e-9)
     out: np.ndarray = (own_V.log() - (1 - own_V).log()).numpy()
     return out
 

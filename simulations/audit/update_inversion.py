@@ -30,7 +30,7 @@ ROUGHNESS = 1e-3  # price of the total variation: best of 1e-4, 1e-3, 1e-2 on on
 
 @dataclass(frozen=True)
 class Target:
-    """What the attacker holds: a direction, and what it knows beside it."""
+    """What the attacker holds: a direction, and what it knows beside it, all on the networks' device."""
 
     direction: list[Tensor]  # as long as the trained parameters
     labels_B: Tensor
@@ -69,16 +69,17 @@ def noise_for(networks: Networks, pictures_BCTHW: Tensor, seed: int) -> Tensor |
 
 
 def invert(networks: Networks, target: Target, steps: int, seed: int, on_step: Callable[[], object]) -> Tensor:
-    """The pictures that the attacker ends with, in [0, 1]."""
-    generator = torch.Generator().manual_seed(seed)
-    guess = (target.brightness + 0.1 * torch.randn(target.shape, generator=generator)).clamp(0, 1).requires_grad_()
+    """The pictures that the attacker ends with, in [0, 1], on the target's device."""
+    generator, device = torch.Generator().manual_seed(seed), target.direction[0].device
+    guess = (target.brightness + 0.1 * torch.randn(target.shape, generator=generator)).clamp(0, 1)
+    guess = guess.to(device).requires_grad_()
     optimizer = torch.optim.Adam([guess], LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, LEARNING_RATE / 100)
     length = math.sqrt(sum(float(part.double().square().sum()) for part in target.direction))
     for _ in range(steps):
         found = gradient_of(networks, guess, target.labels_B, target.noise)
         along = sum((mine * theirs).sum() for mine, theirs in zip(found, target.direction, strict=True))
-        size = torch.sqrt(sum((part.square().sum() for part in found), torch.zeros(())))
+        size = torch.sqrt(sum((part.square().sum() for part in found), torch.zeros((), device=device)))
         loss = 1 - along / (size * length + 1e-12) + ROUGHNESS * _roughness(guess)
         (gradient,) = torch.autograd.grad(loss, guess)
         guess.grad = gradient.sign()
@@ -94,9 +95,11 @@ def compare(restored_BCTHW: Tensor, true_BCTHW: Tensor, others_NCTHW: Tensor) ->
     """Hold restored pictures against the true ones; which is whose is not known, so the best pairing counts.
 
     Args:
+        restored_BCTHW: on any device; the others lie on the CPU.
         others_NCTHW: the site's other clips; ``matched`` asks whether a true clip is nearer to its restored picture
             than all of them.
     """
+    restored_BCTHW = restored_BCTHW.cpu()
     alike_BB = _correlation(restored_BCTHW, true_BCTHW)
     rows, columns = linear_sum_assignment(-alike_BB)
     out = Restored([], [], [])
@@ -115,7 +118,10 @@ def noised(direction: Sequence[Tensor], bound: float, deviation: float, seed: in
     length = math.sqrt(sum(float(part.double().square().sum()) for part in direction))
     scale = min(1.0, bound / max(length, 1e-12))
     generator = torch.Generator().manual_seed(seed)
-    return [part * scale + deviation * torch.randn(part.shape, generator=generator) for part in direction]
+    # drawn on the CPU: the same noise on every device
+    return [
+        part * scale + deviation * torch.randn(part.shape, generator=generator).to(part.device) for part in direction
+    ]
 
 
 def _roughness(pictures_BCTHW: Tensor) -> Tensor:

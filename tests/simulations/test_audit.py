@@ -2,11 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from client.video.rows import read_rows, write_rows
 from fedspact import main
 from server.budget import schedule_costs
 from simulations.audit import attacks, canary, membership, property_inference, update_inversion
@@ -200,7 +202,57 @@ def test_the_command_runs_all_four_attacks_and_says_what_they_found(audited):
     assert audit.versions["torch"] == torch.__version__
 
 
-def test_what_an_audit_cannot_do_is_a_sentence(audited, tmp_path, capsys):
+@pytest.mark.parametrize(("labelled", "other", "found"), [(5, None, 5), (4, None, 0), (4, "dive", 0), (0, None, 0)])
+def test_too_few_labelled_videos_to_restore_are_said(audited, squares, tmp_path, monkeypatch, labelled, other, found):
+    """Two clips one by one, a batch of two and one to tell them from: five, each with an action that f_T knows."""
+    monkeypatch.setattr(attacks, "QUICK", attacks.Budget(1, 2))
+    rows = read_rows(squares)
+    train, test = rows[:5], rows[12:]
+    few = [*train[:labelled], *(replace(row, action=other) for row in train[labelled:])]
+    write_rows([*few, *test], tmp_path / "few.csv")
+    out = tmp_path / "audit.json"
+    words = ["--quick", "--only", "inversion", "--data", str(tmp_path / "few.csv"), "--out", str(out)]
+    assert main(["audit", str(audited), *words]) == 0
+    audit = read_audit(out)
+    assert len(audit.findings) == found
+    said = f"update inversion: {labelled} training videos with an action of the run, at least 5 are needed"
+    assert [note.partition(":")[0] for note in audit.not_measured] == ([] if found else ["update inversion"])
+    assert found or audit.not_measured[0].startswith(said)
+
+
+def test_attacks_that_have_nothing_to_learn_from_are_said_and_the_others_go_on(audited, squares, tmp_path):
+    rows = [replace(row, action=None, attributes={"identity": "red"}) for row in read_rows(squares)]
+    write_rows(rows, tmp_path / "blind.csv")
+    words = ["--quick", "--data", str(tmp_path / "blind.csv"), "--out", str(tmp_path / "audit.json")]
+    assert main(["audit", str(audited), *words]) == 0
+    audit = read_audit(tmp_path / "audit.json")
+    assert [finding.attack for finding in audit.findings] == ["canary"]
+    assert [note.partition(" videos")[0].partition(" training")[0] for note in audit.not_measured] == [
+        "update inversion: 0", "membership: 0", "property: 0"
+    ]  # fmt: skip
+
+
+def test_an_action_that_a_shadow_never_saw_has_no_chance_with_it(audited, squares, tmp_path, monkeypatch):
+    monkeypatch.setattr(attacks, "QUICK", attacks.Budget(shadows=4))
+    rows = [replace(row, action="jump" if number else "walk") for number, row in enumerate(read_rows(squares))]
+    write_rows(rows, tmp_path / "rare.csv")  # "walk" is the last of the run's actions: half of the shadows know one
+    words = ["--quick", "--only", "membership", "--data", str(tmp_path / "rare.csv")]
+    assert main(["audit", str(audited), *words, "--out", str(tmp_path / "audit.json")]) == 0
+    assert len(read_audit(tmp_path / "audit.json").findings) == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_clip_comes_back_on_a_gpu_too(networks):
+    for network in (networks.anonymizer, networks.action):
+        network.cuda()
+    pictures, labels = shapes(12), torch.tensor([1])
+    aim = target(networks, pictures[:1].cuda(), labels.cuda())
+    assert update_inversion.noised(aim.direction, 1.0, 1.0, 0)[0].is_cuda
+    found = update_inversion.invert(networks, aim, 60, 0, lambda: None)
+    assert update_inversion.compare(found, pictures[:1], pictures[1:]).matched == [True]
+
+
+def test_what_an_audit_cannot_do_is_a_sentence(audited, tmp_path, capsys, monkeypatch):
     for words, said in (
         (["--only", "nonsense"], "must be out of inversion, membership, property, canary"),
         (["--person", "nobody"], "stands in 0 training videos of column 'identity'"),
@@ -208,7 +260,15 @@ def test_what_an_audit_cannot_do_is_a_sentence(audited, tmp_path, capsys):
     ):
         assert main(["audit", str(audited), "--quick", *words]) == 2
         assert said in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(attacks, "ATTACKS", {})  # it is said before any attack
+        assert main(["audit", str(audited), "--quick", "--only", "canary", "--out", str(tmp_path)]) == 2
+    assert f"must be a file; name one in it, --out {tmp_path / 'audit.json'}" in capsys.readouterr().err
     assert main(["audit", str(tmp_path / "nowhere")]) == 2
+    assert not (tmp_path / "nowhere").exists()
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(UserError, match=r"folder\.json: cannot be written \(Is a directory\)"):
+        read_audit(audited / "audit.json").write(tmp_path / "folder.json")
     (tmp_path / "audit.json").write_text(json.dumps({"format": "other", "version": 1}))
     with pytest.raises(UserError, match="not an audit that can be read"):
         read_audit(tmp_path / "audit.json")
@@ -220,5 +280,8 @@ def test_without_a_promise_there_is_nothing_to_refute(squares, fast, tmp_path, c
         words += ["--set", f"{key}={value}"]
     assert main(words) == 0
     assert main(["audit", str(tmp_path / "run"), "--only", "canary", "--out", str(tmp_path / "mine.json")]) == 0
-    assert "not measured: canary: the run promises no epsilon" in capsys.readouterr().out
+    said = capsys.readouterr()
+    reason = "the run promises no epsilon (dp.unit = 'none')"
+    assert said.out == f"not measured: canary: {reason}\n\n{tmp_path / 'mine.json'}\n"  # no table without rows
+    assert "0%" not in said.err
     assert read_audit(tmp_path / "mine.json").findings == []
