@@ -80,6 +80,20 @@ def split_rows(site: Site) -> tuple[list[Row], list[Row]]:
     return [row for row in rows if row.split == "train"], [row for row in rows if row.split == "test"]
 
 
+def view_rows(site: Site) -> list[Row] | None:
+    """The rows that views are taken from where they are of another source; None: the training videos serve as views.
+
+    Held-out pictures of that source stay out of training as well.
+
+    Raises:
+        UserError: ``views_manifest`` is broken, or a path leaves the folders that the site allows.
+    """
+    if site.views_manifest is None:
+        return None
+    rows = confined(site, read_rows(site.views_manifest, must_exist=False), site.views_manifest)
+    return [row for row in rows if row.split != "test"]
+
+
 def open_footage(site: Site, settings: Settings, with_test: bool = False) -> Footage:
     """Decode what is not in the cache yet and drop what cannot be read, each with its reason in the log.
 
@@ -89,10 +103,7 @@ def open_footage(site: Site, settings: Settings, with_test: bool = False) -> Foo
     train, test = split_rows(site)
     if not train:
         raise UserError(f"{site.manifest or site.videos}: no training rows; give it rows whose split is train or empty")
-    views = None
-    if site.views_manifest is not None:  # held-out pictures of that source stay out of training as well
-        pictures = confined(site, read_rows(site.views_manifest, must_exist=False), site.views_manifest)
-        views = [row for row in pictures if row.split != "test"]
+    views = view_rows(site)
     cache = FrameCache(site.cache, settings.clip.size_px, site.cache_gib)
     wanted = [*train, *(test if with_test else []), *(views or [])]
     unreadable = cache.prepare([row.path for row in wanted], workers=site.workers, progress=False)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from client.connection import Connection
-from client.footage import declared_classes, split_rows
+from client.footage import declared_classes, split_rows, view_rows
 from client.membership import open_membership
 from client.site import Site
 from client.state import KEPT_ROUNDS, LocalState
@@ -67,28 +67,31 @@ def check_site(site: Site, settings: Settings, sample: int, timing: bool) -> Rep
     """Look at everything but the connection.
 
     Args:
-        sample: so many videos are read, spread over the rows.
+        sample: so many videos are read, spread over the rows; as many again of a views_manifest.
         timing: play two moves of the game; its batches may enlarge the sample.
 
     Raises:
-        UserError: the manifest is broken, or holds paths that the site does not allow.
+        UserError: a manifest is broken, or holds paths that the site does not allow.
     """
     report = Report(site.name)
     train, test = split_rows(site)
-    report.rows = {"train": len(train), "test": len(test)}
+    views = view_rows(site)
+    report.rows = {"train": len(train), "test": len(test), **({} if views is None else {"views": len(views)})}
     report.actions = dict(sorted(Counter(row.action or "" for row in [*train, *test]).items()))
     if not train:
         report.problems.append("no training rows; give the table rows whose split is train or empty")
         return report
     _ask_refusals(site, settings, report)
+    _check_labels(site, settings, report)
     settings = site.limits.bounded(settings)
     wanted = max(sample, settings.batch.clips, settings.batch.views) if timing else sample
-    rows = _spread(train, wanted)
+    clips, pictures = _spread(train, wanted), _spread(views or [], wanted)
     cache = FrameCache(site.cache, settings.clip.size_px, site.cache_gib)
-    readable = _read(rows, site, cache, report)
-    _weigh(readable, len(train) + len(test), site, settings, cache, report)
-    if timing and readable:
-        _time_moves(readable, site, settings, cache, report)
+    lost = _read(list({row.path: row for row in [*clips, *pictures]}.values()), site, cache, report)
+    clips, pictures = ([row for row in rows if row.path not in lost] for rows in (clips, pictures))
+    _weigh([(clips, len(train) + len(test)), (pictures, len(views or []))], site, settings, cache, report)
+    if timing and clips:
+        _time_moves(clips, None if views is None else pictures, site, settings, cache, report)
     report.peak_memory_gib = peak_rss_mb() * 2**20 / GIB
     return report
 
@@ -119,14 +122,26 @@ def _ask_refusals(site: Site, settings: Settings, report: Report) -> None:
             report.remarks.append(f"batch.{name} = {asked} in the run, {given} here (limits.batch_{name})")
 
 
+def _check_labels(site: Site, settings: Settings, report: Report) -> None:
+    """A run with a list of its own plays with no site that has a label beyond it."""
+    own = {*declared_classes(site), *(name for name in report.actions if name)}
+    odd = sorted(own - set(settings.action_classes))
+    if settings.action_classes and odd:
+        report.problems.append(
+            f"action = {', '.join(map(repr, odd))}, not among the run's action.classes = "
+            f"{','.join(settings.action_classes)}: this site would be left out; rename its labels in the manifest and "
+            "in `classes`, or ask for another list"
+        )
+
+
 def _spread(rows: Sequence[Row], count: int) -> list[Row]:
     """``count`` rows, evenly spaced in the table's order, or all."""
     count = min(count, len(rows))
     return [rows[number * len(rows) // count] for number in range(count)]
 
 
-def _read(rows: Sequence[Row], site: Site, cache: FrameCache, report: Report) -> list[Row]:
-    """Decode the sample as training would; sizes and rates are what the files say. Returns the readable rows."""
+def _read(rows: Sequence[Row], site: Site, cache: FrameCache, report: Report) -> set[Path]:
+    """Decode the sample as training would; sizes and rates are what the files say. Returns what cannot be read."""
     started = time.monotonic()
     bad = {item.path: item.reason for item in cache.prepare([row.path for row in rows], site.workers, progress=False)}
     report.decode_seconds = time.monotonic() - started
@@ -146,16 +161,17 @@ def _read(rows: Sequence[Row], site: Site, cache: FrameCache, report: Report) ->
             f"{len(bad)} of {len(rows)} videos of the sample cannot be read, unreadable_share = "
             f"{site.unreadable_share}: such a site stops; mend them or take them out of the table"
         )
-    return [row for row in rows if row.path not in bad]
+    return set(bad)
 
 
 def _weigh(
-    readable: Sequence[Row], total: int, site: Site, settings: Settings, cache: FrameCache, report: Report
+    tables: Sequence[tuple[Sequence[Row], int]], site: Site, settings: Settings, cache: FrameCache, report: Report
 ) -> None:
-    """Disk that the whole table takes, if the rest is like the sample."""
-    if readable:
-        mean = sum(cache.frames(row.path).nbytes for row in readable) / len(readable)
-        report.cache_gib_needed = mean * total / GIB
+    """Disk that the whole tables take, each a readable sample and its rows' count, if the rest is like the sample."""
+    for readable, total in tables:
+        if readable:
+            mean = sum(cache.frames(row.path).nbytes for row in readable) / len(readable)
+            report.cache_gib_needed += mean * total / GIB
     networks = build_networks(settings, _classes(site))
     values = sum(value.numel() for value in snapshot(networks.anonymizer, networks.action).values())
     report.state_gib_needed = 4 * 4 * values * KEPT_ROUNDS / GIB  # float32: f_B and teacher, Adam's two moments each
@@ -178,7 +194,14 @@ def _classes(site: Site) -> list[str]:
     return declared_classes(site) or list(STAND_IN_CLASSES)
 
 
-def _time_moves(rows: Sequence[Row], site: Site, settings: Settings, cache: FrameCache, report: Report) -> None:
+def _time_moves(
+    rows: Sequence[Row],
+    views: Sequence[Row] | None,
+    site: Site,
+    settings: Settings,
+    cache: FrameCache,
+    report: Report,
+) -> None:
     """Each move once to warm up and once timed; a minimax round is so many of each."""
     device = pick_device(site.device or settings.device)
     site.limits.apply_to(device)
@@ -191,7 +214,14 @@ def _time_moves(rows: Sequence[Row], site: Site, settings: Settings, cache: Fram
     history = networks.anonymizer.history
     try:
         loader = ClipLoader(
-            rows, _classes(site), cache, settings.clip, settings.batch, history, view_frames=settings.views.frames
+            rows,
+            _classes(site),
+            cache,
+            settings.clip,
+            settings.batch,
+            history,
+            view_rows=views,
+            view_frames=settings.views.frames,
         )
     except UserError as error:
         report.problems.append(f"no round can be played with the sample: {error}")
@@ -209,7 +239,7 @@ def _time_moves(rows: Sequence[Row], site: Site, settings: Settings, cache: Fram
             f"a round takes about {report.round_seconds:.0f} s here, rounds.timeout_seconds = {limit:g}: this site "
             "would be left out; ask for a longer deadline, fewer cycles or a smaller preset"
         )
-    if len(rows) < max(settings.batch.clips, settings.batch.views):
+    if len(rows) < settings.batch.clips or len(loader.view_rows) < settings.batch.views:
         report.remarks.append("fewer videos than a batch holds: batches are smaller here")
 
 
@@ -236,7 +266,7 @@ def lines(report: Report) -> list[str]:
     labels = ", ".join(f"{name or '(no label)'} {count}" for name, count in report.actions.items())
     out = [
         f"site {report.site}",
-        f"  rows         train {report.rows.get('train', 0)}, test {report.rows.get('test', 0)}",
+        f"  rows         {', '.join(f'{name} {count}' for name, count in report.rows.items())}",
         f"  labels       {labels or 'none'}",
         f"  sample       {report.sample} videos, {report.seconds_of_video:.0f} s of video, read in "
         f"{report.decode_seconds:.1f} s, {len(report.unreadable)} unreadable",

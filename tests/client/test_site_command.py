@@ -1,16 +1,18 @@
 """``fedspact site``: a sample read by the real reader, exit codes for scripts, the ledger as people read it."""
 
 import json
+import shlex
 import shutil
 from datetime import datetime
 
 import pytest
 import torch
+from PIL import Image
 
 from client import site_check
 from client.egress import Door
 from client.limits import Limits, Refusals
-from client.video.rows import read_rows, write_rows
+from client.video.rows import Row, read_rows, write_rows
 from fedspact import main
 from spact_models.errors import UserError
 from spact_models.run_config import load_settings
@@ -77,6 +79,45 @@ def test_problems_are_an_exit_status_and_a_name(site, capsys):
     assert main(["site", "check", str(site.parent / "none.yaml")]) == 2
 
 
+def test_labels_beyond_the_runs_list_are_a_problem_with_their_names(site, capsys):
+    words = ["site", "check", str(site), "--no-timing", *QUICK, "--set"]
+    assert main([*words, "action.classes=walk,fall"]) == 1
+    assert "action = 'jump', not among the run's action.classes = walk,fall" in capsys.readouterr().out
+    assert main([*words, "action.classes=walk,fall,jump"]) == 0
+
+
+def test_views_of_another_source_are_read_counted_and_played(site, capsys):
+    def told(*more):
+        status = main(["site", "check", str(site), "--json", *QUICK, *more])
+        return status, json.loads(capsys.readouterr().out)
+
+    _, plain = told("--no-timing")
+    site.write_text(site.read_text() + "views_manifest: views.csv\n")
+    assert main(["site", "check", str(site), "--no-timing", *QUICK]) == 2
+    assert "views.csv" in capsys.readouterr().err
+
+    (site.parent / "pictures").mkdir()
+    rows = [Row(site.parent / "pictures" / f"{number}.png") for number in range(3)]
+    for row in rows:
+        Image.new("RGB", (20, 30), "red").save(row.path)
+    lost, held_out = Row(site.parent / "pictures" / "lost.png"), Row(site.parent / "pictures" / "out.png", split="test")
+    write_rows([*rows[:1], lost, held_out], site.parent / "views.csv")
+    status, found = told()
+    assert status == 1
+    assert found["rows"] == {"train": 12, "test": 4, "views": 2}
+    assert [path.rpartition("/")[2] for path in found["unreadable"]] == ["lost.png"]
+    assert "1 of 14 videos of the sample cannot be read" in found["problems"][0]
+    assert "videos for views = 1, must be at least 2" in found["problems"][1]
+
+    write_rows(rows, site.parent / "views.csv")
+    status, found = told()
+    assert (status, found["problems"], found["sample"]) == (0, [], 12 + 3)
+    assert found["round_seconds"] > 0
+    assert found["remarks"] == ["fewer videos than a batch holds: batches are smaller here"]
+    more = (found["cache_gib_needed"] - plain["cache_gib_needed"]) * 2**30
+    assert more == pytest.approx(3 * 16 * 16 * 3, rel=0.01)  # each picture at working size, whatever a video takes
+
+
 def test_the_ledger_is_read_and_a_changed_line_is_found(site, capsys):
     assert main(["site", "ledger", str(site)]) == 0
     folder = site.parent / "site-state" / "f00d"
@@ -99,10 +140,9 @@ def test_start_prints_flowers_command_and_refuses_half_a_door(site, capsys):
     assert main(["site", "start", str(site), "--superlink", "a.example:8000", "--insecure", "--print"]) == 0
     said = capsys.readouterr().out
     assert (
-        f"flower-supernode --insecure --superlink a.example:8000 --port 9101 --node-config \"site='{site}'\""
-        in said.replace("'\"'\"'", "'")
-        or str(site) in said
+        f"flower-supernode --superlink a.example:8000 --port 9101 --insecure --node-config \"site='{site}'\"\n" == said
     )
+    assert shlex.split(said)[-1] == f"site='{site}'"
     assert main(["site", "start", str(site), "--superlink", "a.example:8000", "--print"]) == 2
 
 
