@@ -1,7 +1,7 @@
-"""Differential privacy at the site: the clipped update (``dp.unit = site``) and the game by groups (``videos``).
+"""Differential privacy at the site: the game by groups (``dp.unit = videos``).
 
-By groups: a site's videos are dealt into groups by a keyed hash of each one's own name, so that adding a video moves no
-other. Every step of every network takes a fresh Poisson sample of the groups. Within a group the game is the game of
+A site's videos are dealt into groups by a keyed hash of each one's own name, so that adding a video moves no other.
+Every step of every network takes a fresh Poisson sample of the groups. Within a group the game is the game of
 ``minimax.py``; each group's gradient is clipped, the clipped ones are summed and noised by Opacus' ``DPOptimizer``.
 
 L_B over a whole batch could not be private by clipping: it ties the examples together, and changing one moves the
@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,39 +30,18 @@ from torch import Tensor, nn
 
 from client.video.loader import ClipLoader
 from client.video.rows import Row
-from spact_models.accounting import epsilon_of, steps_of
-from spact_models.checkpoint import write_atomically
-from spact_models.dp_settings import DpConfig, check_delta
+from spact_models.accounting import steps_of
+from spact_models.dp_settings import DpConfig
 from spact_models.errors import UserError
 from spact_models.game_settings import GameConfig
 from spact_models.losses import chance_level, reconstruction
 from spact_models.minimax import Player, Players, anonymized_views, has_lesson, loss_action, loss_privacy, priced_clips
-from spact_models.noise import KEY_BYTES, ROUNDING_HEADROOM, SecretStream
+from spact_models.noise import ROUNDING_HEADROOM, SecretStream
 from spact_models.seeds import seed_for, seed_noise
 from spact_models.settings import Settings
 from spact_models.views import Batch, FrameBatch, augmentation, prepare
 
-KEY_FILE = "group.key"
-LEDGER = "privacy.json"
 Draw = Callable[[int, int], Batch | None]  # (step of the round, group) -> what the group shows; None: it is empty
-
-
-def length(update: Mapping[str, Tensor]) -> float:
-    """L2 of a whole update, all tensors as one vector."""
-    return math.sqrt(sum(float(torch.linalg.vector_norm(value, dtype=torch.float64)) ** 2 for value in update.values()))
-
-
-def clipped(update: Mapping[str, Tensor], bound: float) -> dict[str, Tensor]:
-    """A site's whole update, all tensors as one vector, scaled down to an L2 norm of at most ``bound``.
-
-    An update of zeros stays what it is. One that is not finite becomes zeros: it has nothing to tell, and an error
-    in its place would tell something.
-    """
-    norm = length(update)
-    if not math.isfinite(norm):
-        return {name: torch.zeros_like(value) for name, value in update.items()}
-    scale = min(1.0, bound / norm) if norm > 0 else 1.0
-    return {name: value * scale for name, value in update.items()}
 
 
 def refuse_unsound(network: nn.Module) -> None:
@@ -87,75 +65,6 @@ def group_of(key: bytes, name: str, groups: int) -> int:
     return int.from_bytes(hmac.new(key, name.encode(), hashlib.sha256).digest()[:16], "big") % groups
 
 
-def site_key(folder: Path) -> bytes:
-    """The site's own key, made once; it must stay, for with another key every video changes its group."""
-    file = folder / KEY_FILE
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, lambda path: path.write_bytes(os.urandom(KEY_BYTES)))  # mkstemp: for the owner alone
-    return file.read_bytes()
-
-
-class SiteLedger:
-    """What one federation has cost this site, charged before the round is played and never taken back.
-
-    A round that is played again is charged again. The number of groups is fixed with the first round.
-
-    Args:
-        folder: the site's state of one federation.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / LEDGER
-        kept = json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
-        self.steps = int(kept.get("steps", 0))
-        self.groups = int(kept.get("groups", 0))
-        self._mechanism: dict[str, object] = kept.get("mechanism", {})
-
-    def fix_groups(self, videos: int, dp: DpConfig) -> int:
-        """How many groups there are: ``videos / dp.group_videos`` when the site first joins, the same ever after.
-
-        Raises:
-            UserError: fewer videos than one group holds, a delta too large for the groups, or other dp.* keys than
-                those that were charged so far.
-        """
-        if dp.group_videos > videos:
-            raise UserError(
-                f"dp.group_videos = {dp.group_videos}, this site has fewer videos than that; it can take part with a "
-                "smaller group, for example dp.group_videos = 2, or not at all"
-            )
-        mechanism: dict[str, object] = {
-            name: getattr(dp, name) for name in ("noise_multiplier", "sampling_rate", "group_videos", "accountant")
-        }
-        if self._mechanism and self._mechanism != mechanism:
-            raise UserError(
-                f"this federation began with {self._mechanism}, now it asks for {mechanism}; what was spent cannot be "
-                "added to another mechanism: set those keys of dp.* back, or begin a new run"
-            )
-        self._mechanism = mechanism
-        self.groups = self.groups or videos // dp.group_videos
-        check_delta(dp.delta, self.groups, "groups of this site")
-        return self.groups
-
-    def charge(self, dp: DpConfig, steps: int) -> float:
-        """Add a round's noisy steps; returns epsilon with them.
-
-        Raises:
-            UserError: it would be more than the budget; nothing is charged and nothing may be played.
-        """
-        epsilon = epsilon_of(dp, self.steps + steps)
-        if epsilon > dp.epsilon_budget:
-            raise UserError(
-                f"this round would take the site's epsilon to {epsilon:.4g} at delta = {dp.delta:g}, above "
-                f"dp.epsilon_budget = {dp.epsilon_budget:g}; it is not played"
-            )
-        self.steps += steps
-        kept = {"steps": self.steps, "groups": self.groups, "mechanism": self._mechanism, "epsilon": epsilon}
-        text = json.dumps({**kept, "delta": dp.delta}, indent=2, sort_keys=True) + "\n"
-        write_atomically(self._file, lambda path: path.write_text(text, encoding="utf-8"))
-        return epsilon
-
-
 @dataclass(frozen=True)
 class Groups:
     """A site's rows by group, and the batches that they show.
@@ -174,15 +83,28 @@ class Groups:
     seed: int
     device: torch.device
 
-    def rows_of(self, rows: Sequence[Row], group: int) -> list[Row]:
-        return [row for row in rows if group_of(self.key, os.path.relpath(row.path, self.root), self.groups) == group]
+    @cached_property
+    def clip_rows(self) -> list[list[Row]]:
+        """The rows that clips are cut from, group by group."""
+        return self._dealt(self.loader.rows)
+
+    @cached_property
+    def view_rows(self) -> list[list[Row]]:
+        """The rows that views are taken from, group by group."""
+        return self._dealt(self.loader.view_rows)
+
+    def _dealt(self, rows: Sequence[Row]) -> list[list[Row]]:
+        dealt: list[list[Row]] = [[] for _ in range(self.groups)]
+        for row in rows:
+            dealt[group_of(self.key, os.path.relpath(row.path, self.root), self.groups)].append(row)
+        return dealt
 
     def draw(self, step: int, group: int) -> Batch | None:
         """One clip of each of the group's videos and one pair of views, at most a batch of each."""
         own = seed_for("group", self.seed, step, group)
         rng = np.random.default_rng(own)
-        clips = _some(self.rows_of(self.loader.rows, group), self.settings.batch.clips, rng)
-        views = _some(self.rows_of(self.loader.view_rows, group), self.settings.batch.views, rng)
+        clips = _some(self.clip_rows[group], self.settings.batch.clips, rng)
+        views = _some(self.view_rows[group], self.settings.batch.views, rng)
         if not clips and not views:
             return None
         seed_noise("noise", own)  # f_A's output noise
@@ -256,24 +178,40 @@ def _pull(player: Player) -> None:
 
 
 def group_loss(role: str, phase: str, players: Players, batch: Batch | None, config: GameConfig) -> Tensor | None:
-    """What one group tells the network ``role``: the game's loss over the group alone; None: nothing."""
+    """What one group tells the network ``role``: the game's loss over the group alone; None: nothing.
+
+    Only what the loss is made of goes through f_A: clips for f_T, views for f_B.
+    """
     if batch is None:
         return None
+    device = batch.clips_BCTHW.device
     clips, pairs = len(batch.clips_BCTHW) > 0, len(batch.first_NCTHW) > 1  # a pair needs another to differ from
-    lesson = clips and has_lesson(players, batch)
-    with torch.set_grad_enabled(role == "anonymizer"), players.autocast(batch.clips_BCTHW.device):
-        shown_BCTHW, price = priced_clips(players.f_A, batch, config) if clips else (None, 0.0)
-        views = anonymized_views(players.f_A, batch) if pairs and (role, phase) != ("anonymizer", "warmup") else None
-    if role == "anonymizer" and phase == "warmup":
-        return None if shown_BCTHW is None else reconstruction(shown_BCTHW, players.f_A.target(batch.clips_BCTHW))
     if role == "action":
-        return loss_action(players, shown_BCTHW, batch) if lesson and shown_BCTHW is not None else None
+        if not clips or not has_lesson(players, batch):
+            return None
+        with torch.no_grad(), players.autocast(device):
+            shown_BCTHW = players.f_A.transform(batch.clips_BCTHW)
+        return loss_action(players, shown_BCTHW, batch)
     if role == "privacy":
-        return None if views is None else loss_privacy(players, *views, config)
+        if not pairs:
+            return None
+        with torch.no_grad(), players.autocast(device):
+            views = anonymized_views(players.f_A, batch)
+        return loss_privacy(players, *views, config)
+    if phase == "warmup":
+        if not clips:
+            return None
+        with players.autocast(device):
+            shown_BCTHW = players.f_A.transform(batch.clips_BCTHW)
+        return reconstruction(shown_BCTHW, players.f_A.target(batch.clips_BCTHW))
     parts: list[Tensor] = []
-    if shown_BCTHW is not None:
+    if clips:
+        with players.autocast(device):
+            shown_BCTHW, price = priced_clips(players.f_A, batch, config)
         parts.append(loss_action(players, shown_BCTHW, batch) + price)
-    if views is not None:
+    if pairs and config.omega > 0:  # with 0 f_B's loss would change nothing
+        with players.autocast(device):
+            views = anonymized_views(players.f_A, batch)
         reward = loss_privacy(players, *views, config)
         if config.cap_reward:
             reward = reward.clamp(max=chance_level(len(batch.first_NCTHW)))

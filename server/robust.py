@@ -24,7 +24,7 @@ from torch import Tensor
 
 from server.aggregate import NO_SCALES, StreamingMean, check_array, check_names, read_array, widened
 from spact_models.errors import UserError
-from spact_models.exchange import BRANCHES
+from spact_models.exchange import BRANCHES, length
 from spact_models.round_settings import StrategyConfig
 
 VALUES_AT_ONCE = 1 << 22  # float32 values of all sites together in memory: 16 MiB, and some times that while sorting
@@ -44,8 +44,7 @@ def bounded(
         RejectedUpdate: an array is not what it must be.
     """
     values = {name: read_array(name, array, shapes[name]) for name, array in arrays.items() if name in shapes}
-    # float32 overflows at a norm of 1e19 and a hostile value is up to 3e38, so the squares are summed in float64
-    norm = math.sqrt(sum(float(torch.linalg.vector_norm(value, dtype=torch.float64)) ** 2 for value in values.values()))
+    norm = length(values)
     if not bound < norm < math.inf:
         return arrays, norm
     scaled = {name: Array((value.float() * (bound / norm)).numpy()) for name, value in values.items()}

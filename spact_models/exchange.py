@@ -7,6 +7,7 @@ travels at all. The two branches are told apart by the first part of the name.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -71,6 +72,24 @@ def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dic
     if after.keys() != before.keys():
         raise KeyError(f"names differ: {sorted(after.keys() ^ before.keys())}")
     return {name: after[name].float().cpu() - before[name].float().cpu() for name in after}
+
+
+def length(update: Mapping[str, Tensor]) -> float:
+    """L2 of a whole update, all tensors as one vector; summed in float64: float32's squares overflow from 1e19 on."""
+    return math.sqrt(sum(float(torch.linalg.vector_norm(value, dtype=torch.float64)) ** 2 for value in update.values()))
+
+
+def clipped(update: Mapping[str, Tensor], bound: float) -> dict[str, Tensor]:
+    """A site's whole update, all tensors as one vector, scaled down to an L2 norm of at most ``bound``.
+
+    An update of zeros stays what it is. One that is not finite becomes zeros: it has nothing to tell, and an error
+    in its place would tell something.
+    """
+    norm = length(update)
+    if not math.isfinite(norm):
+        return {name: torch.zeros_like(value) for name, value in update.items()}
+    scale = min(1.0, bound / norm) if norm > 0 else 1.0
+    return {name: value * scale for name, value in update.items()}
 
 
 def install(anonymizer: nn.Module, action: nn.Module, weights: Mapping[str, Tensor]) -> None:

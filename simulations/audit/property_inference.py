@@ -18,14 +18,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from client.dp import Groups, clipped
+from client.dp import Groups
 from client.state import LocalState
 from client.training import RoundTask, local_round
 from client.video.cache import FrameCache
 from client.video.loader import ClipLoader
 from client.video.rows import Row
 from simulations.audit.findings import auc_with_interval
-from spact_models.exchange import difference, snapshot
+from spact_models.exchange import clipped, difference, snapshot
 from spact_models.networks import Networks
 from spact_models.noise import KEY_BYTES
 from spact_models.settings import Settings

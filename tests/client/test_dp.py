@@ -1,7 +1,6 @@
 """The game by groups: one group moves the clipped sum by at most C, whatever it shows, and nothing else tells of it."""
 
 import copy
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,18 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from client.dp import Groups, SiteLedger, clipped, group_of, noisy_step, private_round, refuse_unsound, site_key
+from client.dp import Groups, group_loss, group_of, noisy_step, private_round, refuse_unsound
 from client.state import LocalState
 from client.training import RoundTask, seat_players
 from client.video.cache import FrameCache
 from client.video.loader import ClipLoader
 from client.video.rows import read_rows
-from spact_models.accounting import epsilon_of, steps_of
+from spact_models.accounting import steps_of
 from spact_models.dp_settings import DpConfig
 from spact_models.errors import UserError
 from spact_models.exchange import snapshot
 from spact_models.losses import nt_xent
-from spact_models.minimax import Player, Players, anonymizer_move, critics_move
+from spact_models.minimax import Player, Players, adversary_move, anonymizer_move, critics_move
 from spact_models.networks import build_networks
 from spact_models.noise import SecretStream
 from spact_models.run_config import load_settings
@@ -81,27 +80,6 @@ def flat(players: Players) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for seat in seats for p in seat.network.parameters()])
 
 
-# ---- the site as the unit
-
-
-def test_a_whole_update_is_clipped_as_one_vector():
-    update = {"a": torch.randn(5, 4), "b": torch.randn(7)}
-    norm = torch.cat([value.flatten() for value in update.values()]).norm()
-    for bound in (0.1, 1.0, 100.0):
-        short = clipped(update, bound)
-        joined = torch.cat([value.flatten() for value in short.values()])
-        assert float(joined.norm()) <= bound * (1 + 1e-6)
-        torch.testing.assert_close(joined, torch.cat([v.flatten() for v in update.values()]) * min(1.0, bound / norm))
-
-
-def test_an_update_of_zeros_or_without_a_norm_does_not_crash():
-    assert not any(value.any() for value in clipped({"a": torch.zeros(3)}, 1.0).values())
-    for broken in (float("nan"), float("inf")):
-        assert not clipped({"a": torch.tensor([1.0, broken])}, 1.0)["a"].any()
-    large = clipped({"a": torch.full((4,), 3e38)}, 1.0)["a"]  # its square leaves float32
-    assert float(large.norm()) == pytest.approx(1.0)
-
-
 # ---- groups
 
 
@@ -114,15 +92,31 @@ def test_adding_a_video_moves_no_other(table):
     assert places != [group_of(bytes([1]) * 32, name, 10) for name in names]  # the key decides
     everything, less = site.groups(), site.groups(site.rows[:-1])
     for row in site.rows[:-1]:
-        own = [g for g in range(3) if row in everything.rows_of(site.rows, g)]
-        assert own == [g for g in range(3) if row in less.rows_of(site.rows, g)]
+        own = [g for g in range(3) if row in everything.clip_rows[g]]
+        assert len(own) == 1
+        assert own == [g for g in range(3) if row in less.clip_rows[g]]
+        assert own == [g for g in range(3) if row in less.view_rows[g]]
+
+
+def test_a_rows_group_is_worked_out_once_and_not_again_at_every_step(table, monkeypatch):
+    groups, asked = table().groups(), []
+
+    def counted(*words):
+        asked.append(words)
+        return group_of(*words)
+
+    monkeypatch.setattr("client.dp.group_of", counted)
+    for step in range(3):
+        for group in range(3):
+            groups.draw(step, group)
+    assert len(asked) == len(groups.loader.rows) + len(groups.loader.view_rows)
 
 
 def test_what_a_group_shows_does_not_depend_on_the_others(table):
     site = table()
     everything = site.groups()
     for gone in range(3):
-        rest = [row for row in site.rows if row not in everything.rows_of(site.rows, gone)]
+        rest = [row for row in site.rows if row not in everything.clip_rows[gone]]
         without = site.groups(rest)
         for group in {0, 1, 2} - {gone}:
             for step in (0, 5):
@@ -132,11 +126,6 @@ def test_what_a_group_shows_does_not_depend_on_the_others(table):
                 without.draw(step, group)
                 assert torch.equal(noise, torch.rand(3))
         assert without.draw(0, gone) is None
-
-
-def test_the_key_is_made_once_and_for_the_owner_alone(tmp_path):
-    assert site_key(tmp_path / "state") == site_key(tmp_path / "state") != site_key(tmp_path / "other")
-    assert (tmp_path / "state" / "group.key").stat().st_mode & 0o077 == 0
 
 
 # ---- the clipped sum
@@ -208,7 +197,7 @@ def sum_of_round(site, groups, role, bound=0.05):
 def test_in_the_game_a_group_moves_each_networks_sum_by_c_at_most(table, role):
     site = table()
     everything = site.groups()
-    gone = site.groups([row for row in site.rows if row not in everything.rows_of(site.rows, 1)])
+    gone = site.groups([row for row in site.rows if row not in everything.clip_rows[1]])
     whole, less = sum_of_round(site, everything, role), sum_of_round(site, gone, role)
     assert 0 < float((whole - less).norm()) <= 0.05 * (1 + 1e-4)
 
@@ -271,17 +260,38 @@ def test_noise_0_and_an_endless_clip_are_plain_training(table):
     game = site.settings.game
     for step, role in enumerate(steps_of(site.settings, "minimax")):
         batch = groups.draw(step, 0)
-        others = {name: getattr(plain, name).optimizer for name in ("action", "privacy") if name != role}
         if role == "anonymizer":
             anonymizer_move(plain, batch, game)
             continue
-        for name in others:  # the plain critics' move steps both; here each has its own sample
-            getattr(plain, name).optimizer = torch.optim.SGD(getattr(plain, name).network.parameters(), lr=0.0)
+        if role == "privacy":
+            adversary_move(plain, batch, game)
+            continue
+        kept = plain.privacy.optimizer  # the plain critics' move steps both; here each has its own sample
+        plain.privacy.optimizer = torch.optim.SGD(plain.privacy.network.parameters(), lr=0.0)
         critics_move(plain, batch, game)
-        for name, optimizer in others.items():
-            getattr(plain, name).optimizer = optimizer
+        plain.privacy.optimizer = kept
     torch.testing.assert_close(flat(private), flat(plain), rtol=1e-4, atol=2e-5)
     assert float((flat(private) - flat(site.players())).norm()) > 0.01
+
+
+@pytest.mark.parametrize("omega", [0.0, 1.0])
+def test_f_a_sees_no_more_of_a_group_than_the_loss_is_made_of(table, omega):
+    """Counted in pictures of its U-Net: a batch of 4 clips of 4 frames and 4 pairs of single frames."""
+    site = table(**{"game.omega": omega, "game.beta": 0.2})
+    players, batch = site.players(), site.groups(count=1).draw(0, 0)
+    seen = []
+    players.f_A.unet.register_forward_hook(lambda module, pictures, drawn: seen.append(len(drawn)))  # noqa: ARG005
+    clips, views = 4 * 4, 2 * 4
+    expected = {
+        ("anonymizer", "warmup"): clips,
+        ("anonymizer", "minimax"): clips + (views if omega else 0),
+        ("action", "minimax"): clips,
+        ("privacy", "minimax"): views,
+    }
+    for (role, phase), pictures in expected.items():
+        seen.clear()
+        assert group_loss(role, phase, players, batch, site.settings.game) is not None
+        assert sum(seen) == pictures
 
 
 @pytest.mark.parametrize("phase", ["warmup", "minimax"])
@@ -327,26 +337,3 @@ def test_networks_that_mix_or_count_examples_are_refused():
     with pytest.raises(UserError, match="seen: the network keeps an integer counter"):
         refuse_unsound(counter)
     refuse_unsound(nn.Sequential(nn.GroupNorm(2, 4)))
-
-
-def test_the_ledger_is_charged_first_and_stops_at_the_budget(tmp_path):
-    dp = DpConfig("videos", noise_multiplier=2.0, delta=1e-3)
-    ledger = SiteLedger(tmp_path)
-    assert ledger.fix_groups(22, dp) == 5
-    assert ledger.charge(dp, 6) == epsilon_of(dp, 6)
-    again = SiteLedger(tmp_path)
-    assert (again.steps, again.fix_groups(99, dp)) == (6, 5)  # the groups stay what they were
-    again.charge(dp, 6)  # a round that is played again
-    assert json.loads((tmp_path / "privacy.json").read_text())["epsilon"] == epsilon_of(dp, 12)
-    with pytest.raises(UserError, match=r"above dp\.epsilon_budget"):
-        again.charge(dp, 100_000)
-    assert SiteLedger(tmp_path).steps == 12
-    with pytest.raises(UserError, match=r"set those keys of dp\.\* back"):
-        SiteLedger(tmp_path).fix_groups(22, replace(dp, noise_multiplier=3.0))
-
-
-def test_groups_that_a_site_cannot_have(tmp_path):
-    with pytest.raises(UserError, match=r"dp\.group_videos = 4, this site has fewer videos"):
-        SiteLedger(tmp_path).fix_groups(3, DpConfig("videos"))
-    with pytest.raises(UserError, match=r"must be below 1 / 5 \(groups of this site\).* Use dp\.delta = 0\.02"):
-        SiteLedger(tmp_path).fix_groups(20, DpConfig("videos", delta=0.2))

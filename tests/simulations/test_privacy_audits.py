@@ -9,8 +9,8 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional
 
-from client.dp import clipped
 from server.budget import Budget, schedule_costs
+from spact_models.exchange import clipped
 from spact_models.noise import ROUNDING_HEADROOM, SecretStream
 from spact_models.run_config import load_settings
 

@@ -9,7 +9,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.clientapp import ClientApp
 
 from client.app import make_app
-from client.dp import clipped
 from client.egress import introduction, signature
 from client.video.rows import read_rows, write_rows
 from fedspact import main
@@ -19,7 +18,7 @@ from server.join import Roster
 from server.runs import RunFolder
 from server.strategy import FedSPAct
 from simulations.inprocess import InProcessGrid
-from spact_models.exchange import snapshot
+from spact_models.exchange import clipped, snapshot
 from spact_models.networks import build_networks
 from spact_models.run_config import load_settings
 

@@ -5,6 +5,7 @@ from torch import nn
 from spact_models.errors import UserError
 from spact_models.exchange import (
     branch,
+    clipped,
     difference,
     expected_shapes,
     install,
@@ -65,6 +66,24 @@ def test_odd_names_are_refused():
         install(anonymizer, action, weights)
     with pytest.raises(KeyError, match=r"privacy\.weight"):
         difference(weights, snapshot(anonymizer, action))
+
+
+def test_a_whole_update_is_clipped_as_one_vector():
+    update = {"a": torch.randn(5, 4), "b": torch.randn(7)}
+    norm = torch.cat([value.flatten() for value in update.values()]).norm()
+    for bound in (0.1, 1.0, 100.0):
+        short = clipped(update, bound)
+        joined = torch.cat([value.flatten() for value in short.values()])
+        assert float(joined.norm()) <= bound * (1 + 1e-6)
+        torch.testing.assert_close(joined, torch.cat([v.flatten() for v in update.values()]) * min(1.0, bound / norm))
+
+
+def test_an_update_of_zeros_or_without_a_norm_does_not_crash():
+    assert not any(value.any() for value in clipped({"a": torch.zeros(3)}, 1.0).values())
+    for broken in (float("nan"), float("inf")):
+        assert not clipped({"a": torch.tensor([1.0, broken])}, 1.0)["a"].any()
+    large = clipped({"a": torch.full((4,), 3e38)}, 1.0)["a"]  # its square leaves float32
+    assert float(large.norm()) == pytest.approx(1.0)
 
 
 def test_branch_and_shapes():
