@@ -16,7 +16,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from client.dp import Groups, SiteLedger, clipped, length, site_key
+from client.dp import Groups
+from client.dp_ledger import SiteLedger, site_key
 from client.egress import Door, Masked, Packed, Refused, introduction, signature
 from client.footage import Footage, declared_classes, open_footage, split_rows
 from client.gate import judge, receive
@@ -30,7 +31,8 @@ from client.video.loader import ClipLoader
 from spact_models.accounting import steps_of
 from spact_models.agreement import BrokenProtocol
 from spact_models.errors import UserError
-from spact_models.exchange import BRANCHES, difference, install, shared_parameters, trained_names
+from spact_models.exchange import BRANCHES, clipped, difference, install, length, shared_parameters, trained_names
+from spact_models.files import UnwritableFile
 from spact_models.gate import FIGURES
 from spact_models.gate import PURPOSE as RELEASE
 from spact_models.networks import Networks, build_networks
@@ -44,6 +46,10 @@ log = logging.getLogger("fedspact.site")
 SITE_CANNOT = 400  # error code of a reply in which the site says why it cannot, or will not, take part
 ASKED = ("keys", "shares", "confirm", "unmask")  # the short messages of secure aggregation
 SITE_FAILED = 500  # and of one that names no more than the kind of a fault that nobody foresaw
+GPU_TOO_SMALL = (
+    "this site's GPU memory is too small for the run: lower batch.clips, batch.views or memory.budget_gib (0 = no "
+    "limit) there, or limits.batch_clips or limits.batch_views here; or raise the site's limits.gpu_memory_share"
+)
 
 
 class OwnFilesFault(UserError):
@@ -74,8 +80,13 @@ def make_app(run_config: Mapping[str, Any] | None = None, site_files: list[str] 
             return Message(handler(site, settings, message), reply_to=message)
         except (UserError, Refused, BrokenProtocol) as error:
             log.error("%s", error)
+            if isinstance(error, UnwritableFile):  # wherever it was written: its path is the site's own matter
+                error = OwnFilesFault(str(error))
             told = error.told if isinstance(error, OwnFilesFault) else str(error)
             return Message(Error(SITE_CANNOT, told), reply_to=message)
+        except torch.OutOfMemoryError as error:  # a GPU's; its text names nothing of the site's but says no remedy
+            log.error("%s: %s", GPU_TOO_SMALL, error, exc_info=True)
+            return Message(Error(SITE_CANNOT, GPU_TOO_SMALL), reply_to=message)
         except Exception as error:  # Flower would put its text, which may name a file, into the reply
             log.error("%s: %s", type(error).__name__, error, exc_info=True)
             return Message(Error(SITE_FAILED, f"{type(error).__name__}; the site's log says more"), reply_to=message)

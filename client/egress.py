@@ -19,6 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from spact_models.exchange import difference
+from spact_models.files import writing
 from spact_models.gate import FIGURES
 from spact_models.quantize import NotRepresentable, narrowed
 from spact_models.ring import TAUGHT, Words
@@ -172,10 +173,11 @@ class Door:
         return self.ledger.parent.name
 
     def _write(self, entry: Mapping[str, object]) -> None:
-        self.ledger.parent.mkdir(parents=True, exist_ok=True)
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "destination": self.destination, **entry}
-        with self.ledger.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with writing(self.ledger, "nothing leaves; free that disk or set `state` in site.yaml"):
+            self.ledger.parent.mkdir(parents=True, exist_ok=True)
+            with self.ledger.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def digest(arrays: Iterable[np.ndarray]) -> str:

@@ -29,8 +29,8 @@ from torch import Tensor
 from client.membership import Membership
 from spact_models import agreement
 from spact_models.agreement import BrokenProtocol, Member, Session
-from spact_models.checkpoint import write_atomically
 from spact_models.errors import UserError
+from spact_models.files import OWNER_ALONE, write_file
 from spact_models.noise import ROUNDING_HEADROOM, SecretStream
 from spact_models.ring import TAUGHT, FixedPoint, Words, encoded_update, mask
 from spact_models.secure_fields import blob, blobs, members_of, names
@@ -38,7 +38,6 @@ from spact_models.settings import Settings
 
 log = logging.getLogger("fedspact.site")
 FILE = "secure.json"
-STAGES = ("keys", "shares", "training", "masked", "confirmed")
 
 
 @dataclass
@@ -70,11 +69,8 @@ class Vault:
         return Execution(**json.loads(self._file.read_text(encoding="utf-8")))
 
     def write(self, execution: Execution) -> None:
-        text = json.dumps(asdict(execution))
-        try:
-            write_atomically(self._file, lambda path: path.write_text(text, encoding="utf-8"))  # mkstemp: mode 0600
-        except OSError as error:
-            raise UserError(f"{self._file}: cannot be written ({error.strerror or error})") from None
+        remedy = "free that disk or set `state` in site.yaml"
+        write_file(self._file, json.dumps(asdict(execution)), remedy, mode=OWNER_ALONE)
 
 
 class SecureSite:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spact_models.checkpoint import write_atomically
 from spact_models.errors import UserError
+from spact_models.files import write_atomically
 from spact_models.rules import require
 
 KEPT_ROUNDS = 2  # a server that resumes plays its last round again, and then the site needs the state before it

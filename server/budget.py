@@ -20,9 +20,9 @@ from torch import Tensor
 
 from server.clipping import AdaptiveClip
 from spact_models.accounting import MISSING, epsilon_of, epsilon_replacing, schedule_steps, steps_of, told
-from spact_models.checkpoint import write_atomically
 from spact_models.dp_settings import DpConfig, check_delta
 from spact_models.errors import RunStopped, UserError
+from spact_models.files import write_file
 from spact_models.noise import ROUNDING_HEADROOM, SecretStream
 from spact_models.settings import Settings
 
@@ -222,11 +222,7 @@ class Budget:
             "state": {**self._costs.state(), **({} if self._clip is None else {"clip_norm": self._clip.norm})},
         }
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-        try:
-            write_atomically(self._file, lambda path: path.write_text(text, encoding="utf-8"))
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UserError(f"{self._file}: cannot be written ({reason}); nothing of the round is released.") from None
+        write_file(self._file, text, "nothing of the round is released. Free that disk, then go on with the run.")
 
     def _load(self, file: Path) -> None:
         try:

@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from server.runs import RunFolder, default_run_path
+from server.runs import SUMMARY, RunFolder, default_run_path
 from simulations.federated import refuse_local_statistics, simulate
 from simulations.laboratory import Laboratory, add_run_arguments, finish, keep_rows, readable, settings_from
 from simulations.partition import load_rows
@@ -14,6 +14,8 @@ from simulations.pictures import before_after_film, before_after_sheet, choose_r
 from simulations.report.collect import collect
 from simulations.report.page import render, write_page
 from simulations.synthetic import SynthConfig, synthesize
+from spact_models.checkpoint import ANONYMIZER_FILE
+from spact_models.interrupted import as_typed, go_on_with
 from spact_models.networks import load_anonymizer
 from spact_models.seeds import pick_device
 
@@ -42,19 +44,34 @@ def run(args: argparse.Namespace) -> int:
     manifest: Path = synthesize(config, folder.path / "synthetic", force=True)
     rows = load_rows(manifest, settings.simulation, settings.seed)
     lab = Laboratory(settings, folder, rows, folder.path / "cache", started)
+    with go_on_with(lambda: _onward(lab)):
+        return _play(lab, args.sites)
+
+
+def _onward(lab: Laboratory) -> str:
+    run = as_typed(lab.run.path)
+    if (lab.run.path / SUMMARY).exists():
+        return f"it is trained and judged; draw it with: fedspact report {run}"
+    if lab.run.begun:
+        return f"go on with: fedspact simulate --resume {run}, then fedspact report {run}"
+    return "begin it again with the same command"
+
+
+def _play(lab: Laboratory, sites: int) -> int:
+    settings, folder = lab.settings, lab.run
     lab.rows = readable(lab.rows, lab.cache, settings.simulation.unreadable_share)
     keep_rows(lab)
     rounds = settings.rounds
-    print(f"2/4  training at {args.sites} sites: {rounds.warmup} warm-up and {rounds.minimax} minimax rounds")
+    print(f"2/4  training at {sites} sites: {rounds.warmup} warm-up and {rounds.minimax} minimax rounds")
     simulate(lab)
     print("3/4  judging with fresh networks on held-out videos\n")
-    finish(lab, sites=args.sites, kind="federated", with_retrieval=False)
+    finish(lab, sites=sites, kind="federated", with_retrieval=False)
     print("4/4  drawing before and after, and the report")
-    anonymizer, _, _ = load_anonymizer(folder.path / "anonymizer.safetensors")
+    anonymizer, _, _ = load_anonymizer(folder.path / ANONYMIZER_FILE)
     chosen = choose_rows(lab.rows, 6)
     before_after_sheet(anonymizer, chosen, folder.path / "before_after.png")
     before_after_film(anonymizer, chosen, folder.path / "before_after.mp4")
     write_page(folder.path / "report.html", render(*collect([folder.path]), title="The demo", show_raw=False))
-    for name in ("report.html", "before_after.png", "before_after.mp4", "summary.json", "anonymizer.safetensors"):
+    for name in ("report.html", "before_after.png", "before_after.mp4", "summary.json", ANONYMIZER_FILE):
         print(f"     {folder.path / name}")
     return 0

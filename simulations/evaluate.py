@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spact_models.errors import UserError
+from spact_models.files import check_writable
+from spact_models.interrupted import as_typed, go_on_with
 
 if TYPE_CHECKING:
     import torch
@@ -87,22 +88,34 @@ def run(args: argparse.Namespace) -> int:
     file = _Output(out, manifest, args.recipe, args.force)
     if out is None:
         print("nothing is kept without --out FILE: the figures of this judgement are only shown", file=sys.stderr)
-    data = _readable(data, cache, settings)
-    delivered = _delivered(args.delivered, data)
-    print(f"protocol {suite.protocol}: {len(data.side('train'))} training and {len(data.side('test'))} test videos")
-    evaluation = _judge(model, settings, data, cache, device, suite, rounds, file, delivered)
+    with go_on_with(lambda: _onward(out, args.force)):
+        data = _readable(data, cache, settings)
+        delivered = _delivered(args.delivered, data, cache)
+        print(f"protocol {suite.protocol}: {len(data.side('train'))} training and {len(data.side('test'))} test videos")
+        evaluation = _judge(model, settings, data, cache, device, suite, rounds, file, delivered)
     _show(evaluation, out)
     return 0
 
 
-def _delivered(words: Sequence[str], data: Data) -> dict[str, list[Row]]:
-    from simulations.protocols.delivered import delivered_rows, parse
+def _onward(out: Path | None, forced: bool) -> str:
+    if out is None:
+        return "begin it again with the same command; nothing is kept without --out FILE"
+    without = " without --force" if forced else ""
+    return f"go on with: the same command again{without}; what was judged is kept in {as_typed(out)}"
+
+
+def _delivered(words: Sequence[str], data: Data, cache: FrameCache) -> dict[str, list[Row]]:
+    from simulations.laboratory import DECODING_THREADS
+    from simulations.protocols.delivered import check_readable, delivered_rows, parse
     from simulations.protocols.suite import REPRESENTATIONS
 
     folders = parse(words, REPRESENTATIONS)
     if folders and not data.side("train"):
         raise UserError("--delivered: the data hold no videos to which delivered files could belong")
-    return {name: delivered_rows(data.rows, folder) for name, folder in folders.items()}
+    found = {name: delivered_rows(data.rows, folder) for name, folder in folders.items()}
+    files = [row for rows in found.values() for row in rows]
+    check_readable(files, cache, DECODING_THREADS, progress=sys.stderr.isatty())
+    return found
 
 
 def _run_of(model: Model) -> RunFolder:
@@ -234,12 +247,12 @@ class _Output:
     """``evaluation.json``: what it holds already, and what is written to it. A file of other settings is kept aside."""
 
     def __init__(self, path: Path | None, manifest: str, recipe: str | None, force: bool) -> None:
-        from simulations.protocols.evaluation import read_evaluation
+        from simulations.protocols.evaluation import FILE, read_evaluation
 
         self.path, self.manifest, self.recipe = path, manifest, recipe
         self.before = None
         if path is not None:
-            _check_writable(path)
+            check_writable(path, "--out", FILE)
         if path is not None and path.exists() and not force:
             self.before = read_evaluation(path)
 
@@ -269,20 +282,6 @@ class _Output:
         picture = self.path.parent / "reconstruction" / f"{name}.png"
         inversion_sheet(raw_NHWC, {name: (seen_NHWC, restored_NHWC)}, picture, {name: caption})
         print(f"{picture} (shows raw frames)")
-
-
-def _check_writable(path: Path) -> None:
-    """Before hours of work: whether a file can be made there."""
-    try:
-        if path.is_dir():
-            raise UserError(f"{path}: a folder, must be a file; name one in it, --out {path / 'evaluation.json'}")
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path}: a device or a pipe, must be an ordinary file; name another with --out")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"):
-            pass
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file with --out") from None
 
 
 def _readable(data: Data, cache: FrameCache, settings: Settings) -> Data:

@@ -6,9 +6,7 @@ No pickle: opening somebody's anonymizer must not run somebody's code.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,11 @@ import safetensors.torch
 from torch import Tensor
 
 from spact_models.errors import UserError
+from spact_models.files import write_atomically
 
 FORMAT = "fedspact-checkpoint"
 FORMAT_VERSION = 1
+ANONYMIZER_FILE = "anonymizer.safetensors"  # in a run folder: f_A of its last checkpoint, alone
 REMEDY = "name a run folder, or a .safetensors file as fedspact wrote it"
 
 
@@ -34,7 +34,11 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write atomically: a reader sees the old file or the whole new one, also after a crash or on a full disk."""
+    """Write atomically: a reader sees the old file or the whole new one, also after a crash or on a full disk.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     named = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     described = {"format": FORMAT, "format_version": FORMAT_VERSION, **header}
     payload = safetensors.torch.save(named, metadata={"fedspact": json.dumps(described, sort_keys=True)})
@@ -65,33 +69,3 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: format {version}, this fedspact reads {FORMAT_VERSION}; upgrade fedspact to use this file"
         )
     return Checkpoint(tensors, header, path)
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, flush it to the disk, then rename it over ``path``.
-
-    The folder is flushed too: after a power cut the new name is there when this has returned.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _flush_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows opens no folder
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from spact_models.anonymizer import Anonymizer
-from spact_models.checkpoint import save_checkpoint, write_atomically
+from spact_models.checkpoint import save_checkpoint
 from spact_models.errors import UserError
 from spact_models.exchange import ANONYMIZER
+from spact_models.files import write_atomically, writing
 from spact_models.graph import Graph, noise_planes, rounded, unit_px
 from spact_models.networks import BUFFERS, load_anonymizer
 from spact_models.seeds import seed_for
@@ -38,6 +39,7 @@ INT8_TOLERANCE = 0.1  # of rounded weights; what it is stands in the file, and t
 FLIPPED_SHARE = 1e-3  # with output_levels a last bit may decide a whole level; of so few values it may
 LEAST_NOISE_VALUES = 16  # a frame: with fewer, honest noise would look constant now and then
 CHECKED = ((3, 5, 2, 3), (1, 1, 2, 2), (2, 4, 3, 2))  # clips, frames behind history, multiples of the unit
+REMEDY = "free some space or name another file"
 LEAST_UNITS = 2  # a side: with one, the lowest level is a single pixel, which torch.export takes for a special case
 
 
@@ -66,12 +68,14 @@ def export(
         more: further metadata, such as where it comes from.
 
     Raises:
-        UserError: a format or a combination that cannot be, or a file that answers otherwise than f_A.
+        UserError: a format or a combination that cannot be, a file that answers otherwise than f_A, or one that cannot
+            be written.
     """
     _check_asked(anonymizer, form, int8)
     told: dict[str, Any] = {**describe(anonymizer), "int8": int8, **more}
     if form == "safetensors":
-        write_atomically(path, lambda temporary: _write_checkpoint(anonymizer, temporary, header, told))
+        with writing(path, REMEDY):
+            write_atomically(path, lambda temporary: _write_checkpoint(anonymizer, temporary, header, told))
         return Exported(path, path.stat().st_size, 0.0, _check_checkpoint(anonymizer, path), told)
     graph = _traced(Graph(rounded(anonymizer) if int8 else anonymizer), anonymizer)
     write = _write_onnx if form == "onnx" else _write_torch
@@ -83,7 +87,8 @@ def export(
         told.update(max_difference=found[0][0], mean_difference=found[0][1])
         write(graph, temporary, told, int8)
 
-    write_atomically(path, write_and_check)
+    with writing(path, REMEDY):
+        write_atomically(path, write_and_check)
     return Exported(path, path.stat().st_size, *found[0], told)
 
 

@@ -16,11 +16,12 @@ from typing import Any
 from torch import Tensor
 
 from spact_models import __version__
-from spact_models.checkpoint import write_atomically
+from spact_models.files import write_file
 from spact_models.signing import card_path
 
 FORMAT, FORMAT_VERSION = "fedspact-model-card", 1
 CODE_LICENCE = "Apache-2.0"
+REMEDY = "free that disk, then give the same command again"
 UNSTATED = "not stated by whoever trained it; ask before you pass it on"
 LIMITS = (
     "It hides looks, not everything: how somebody moves remains, and so does that somebody moves.",
@@ -57,13 +58,17 @@ def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_card(card: Card, model: Path, created: str) -> Path:
-    """Write ``MODEL.card.json`` and ``MODEL.card.md`` beside the model; returns the JSON's path."""
+    """Write ``MODEL.card.json`` and ``MODEL.card.md`` beside the model; returns the JSON's path.
+
+    Raises:
+        UserError: one of them cannot be written.
+    """
     tree = as_tree(card, model, created)
     path = card_path(model)
     text = json.dumps(tree, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_file(path, text, REMEDY)
     readable = path.with_suffix(".md")
-    write_atomically(readable, lambda temporary: temporary.write_text(as_markdown(tree), encoding="utf-8"))
+    write_file(readable, as_markdown(tree), REMEDY)
     return path
 
 

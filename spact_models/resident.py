@@ -1,9 +1,15 @@
-"""How much memory this process has needed."""
+"""What this process has of the machine: its cores, and how much memory it has needed."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+
+
+def cores() -> int:
+    """Those this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_rss_mb() -> float:

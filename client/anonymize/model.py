@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spact_models.anonymizer import Anonymizer
+from spact_models.checkpoint import ANONYMIZER_FILE
 from spact_models.errors import UserError
 from spact_models.networks import load_anonymizer
 from spact_models.settings import Settings
-from spact_models.signing import verify
-
-LOG = logging.getLogger("fedspact.anonymize")
-EXPORTED = "anonymizer.safetensors"
+from spact_models.signing import Verdict, verify
 
 
 @dataclass(frozen=True)
@@ -26,6 +23,7 @@ class Model:
     anonymizer: Anonymizer
     trained: Settings
     sha256: str
+    note: str = ""  # a line for its user: that nobody trusted here vouches for it; empty: somebody does
 
     @property
     def described(self) -> dict[str, Any]:
@@ -46,7 +44,7 @@ def open_model(path: Path, signed_only: bool = False) -> Model:
     """A run folder's exported anonymizer (or its latest round's, while it goes on), or a file.
 
     Its signature is looked at first: a file that was changed after it was signed is never opened; one that nobody
-    trusted here has signed is opened with a warning, or not at all with ``signed_only``.
+    trusted here has signed is opened with a note, or not at all with ``signed_only``.
 
     Raises:
         UserError: no such path, a folder without an anonymizer, a file that this fedspact does not read, or one whose
@@ -55,9 +53,11 @@ def open_model(path: Path, signed_only: bool = False) -> Model:
     path = path.expanduser()
     if path.is_dir():
         rounds = sorted((path / "checkpoints").glob("round-*.safetensors"))
-        found = [one for one in (path / EXPORTED, *reversed(rounds)) if one.is_file()]
+        found = [one for one in (path / ANONYMIZER_FILE, *reversed(rounds)) if one.is_file()]
         if not found:
-            raise UserError(f"--model {path}: no {EXPORTED} in it and no checkpoints; name a run folder or a file")
+            raise UserError(
+                f"--model {path}: no {ANONYMIZER_FILE} in it and no checkpoints; name a run folder or a file"
+            )
         path = found[0]
     elif not path.exists():
         raise UserError(f"--model {path}: no such run folder or file; `fedspact runs` lists runs")
@@ -68,6 +68,9 @@ def open_model(path: Path, signed_only: bool = False) -> Model:
             + ("It is never used; get it anew." if verdict.refused else "--signed-only takes released models alone.")
         )
     anonymizer, trained, _ = load_anonymizer(path)
-    if not verdict.trusted:
-        LOG.warning("%s: %s; no federation's release gate vouches for it (docs/release.md)", path, verdict.reason)
-    return Model(path, anonymizer, trained, hashlib.sha256(path.read_bytes()).hexdigest())
+    note = "" if verdict.trusted else f"note: {path} is {_unvouched(verdict)} (docs/release.md)"
+    return Model(path, anonymizer, trained, hashlib.sha256(path.read_bytes()).hexdigest(), note)
+
+
+def _unvouched(verdict: Verdict) -> str:
+    return "not signed: no federation vouches for it" if verdict.status == "unsigned" else verdict.reason

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spact_models.checkpoint import write_atomically
-from spact_models.errors import UserError
+from spact_models.files import write_file
 
 FORMAT, FORMAT_VERSION = "fedspact-anonymized", 1
 
@@ -29,11 +28,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """
     told = {"format": FORMAT, "format_version": FORMAT_VERSION, **content}
     text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
-    try:
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({reason}); free some space or choose another place") from error
+    write_file(path, text, "free some space or choose another place")
 
 
 def read_sidecar(output: Path) -> dict[str, Any] | None:

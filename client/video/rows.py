@@ -6,7 +6,6 @@ column is a private attribute (identity, background, clothes ...). An empty cell
 to the manifest's own folder, so that the whole can be moved.
 """
 
-import contextlib
 import csv
 import hashlib
 import io
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spact_models.errors import UserError
+from spact_models.files import BY_UMASK, write_file
 
 COLUMNS = ("path", "action", "site", "split", "source")
 BOXES = "boxes"  # written only where some row has them
@@ -108,7 +108,7 @@ def write_rows(rows: Iterable[Row], manifest: Path) -> None:
                 f"{manifest}: path = {record[0]!r} twice; a file may appear once: remove one of the two rows"
             )
         seen.add(record[0])
-    _replace_file(manifest, _as_csv(table))
+    write_file(manifest, _as_csv(table), "choose another place", mode=BY_UMASK)
 
 
 def hold_out(rows: Sequence[Row], test_share: float, seed: int) -> list[Row]:
@@ -297,28 +297,6 @@ def _as_csv(table: Sequence[Sequence[str]]) -> str:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL).writerows(table)
     return text.getvalue()
-
-
-def _replace_file(path: Path, text: str) -> None:
-    try:
-        content = text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{path}: {text[error.start - 40 : error.end]!r} is not valid UTF-8; rename that file"
-        ) from error
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _group_keys(rows: Sequence[Row]) -> list[str]:

@@ -24,7 +24,6 @@ from spact_models.minimax import Player
 from spact_models.noise import SecretStream
 from spact_models.settings import Settings
 
-CANARIES = 1000
 CONFIDENCE = 0.95
 
 

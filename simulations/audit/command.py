@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spact_models.errors import UserError
+from spact_models.files import check_writable
 
 if TYPE_CHECKING:
     from simulations.audit.attacks import Case
@@ -51,16 +52,18 @@ def run(args: argparse.Namespace) -> int:
     if args.noise <= 0:
         raise UserError(f"--noise {args.noise}: must be above 0")
     started = time.monotonic()
-    case, model = _open(args)
+    out = args.out or args.run / FILE
+    case, model = _open(args, out)
     if "property" in attacks:
         person_of(case)  # a mistake in its name is said before anything else is tried
-    out = args.out or args.run / FILE
     findings: list[Finding] = []
     for name in attacks:
-        with progress_bar(name, "step", expected_steps(case, name)) as bar:
+        steps = expected_steps(case, name)
+        with progress_bar(name, "step", steps, shown=steps > 0) as bar:
             findings.extend(ATTACKS[name](case, bar.update))
         _audit(case, model, findings, attacks, started).write(out)
-    print(table(findings))
+    if findings:
+        print(table(findings))
     for note in case.not_measured:
         print(f"not measured: {note}")
     print(f"\n{out}")
@@ -75,10 +78,11 @@ def _attacks(text: str | None) -> list[str]:
     return chosen
 
 
-def _open(args: argparse.Namespace) -> tuple[Case, dict[str, Any]]:
+def _open(args: argparse.Namespace, out: Path) -> tuple[Case, dict[str, Any]]:
     from client.video.cache import FrameCache
     from server.runs import RunFolder
     from simulations.audit.attacks import QUICK, Budget, Case
+    from simulations.audit.findings import FILE
     from simulations.laboratory import DATA, readable
     from simulations.partition import load_rows
     from spact_models.checkpoint import load_checkpoint
@@ -94,6 +98,7 @@ def _open(args: argparse.Namespace) -> tuple[Case, dict[str, Any]]:
     manifest = args.data or args.run / DATA
     if not manifest.is_file():
         raise UserError(f"{args.run}: no {DATA} of its own; say with --data on what to attack")
+    check_writable(out, "--out", FILE)
     device = pick_device(args.device or "auto")
     networks.anonymizer.to(device)
     networks.action.to(device)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from spact_models.checkpoint import write_atomically
 from spact_models.errors import UserError
+from spact_models.files import write_file
 
 FILE = "audit.json"
 FORMAT, VERSION = "fedspact-audit", 1
@@ -48,9 +48,13 @@ class Audit:
     seconds: float
 
     def write(self, path: Path) -> None:
-        """A reader sees the old file or the whole new one."""
+        """A reader sees the old file or the whole new one.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=2, allow_nan=False) + "\n"
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_file(path, text, "free some space or name another file with --out")
 
 
 def read_audit(path: Path) -> Audit:
@@ -88,7 +92,7 @@ def auc_with_interval(truth: np.ndarray, scores: np.ndarray, seed: int = 0) -> t
 
 def table(findings: Sequence[Finding]) -> str:
     """For the terminal."""
-    head = ("attack", "condition", "measure", "value", "95 %", "guessing", "and")
+    head = ("attack", "condition", "measure", "value", "95 %", "guessing", "beside it")
     rows = [head]
     for one in findings:
         span = "" if one.low is None or one.high is None else f"{one.low:z.3f}–{one.high:z.3f}"

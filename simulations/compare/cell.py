@@ -25,6 +25,7 @@ from simulations.protocols.bench import ANONYMIZED
 from simulations.protocols.evaluation import FILE
 from simulations.protocols.suite import Suite, judge_suite
 from spact_models.anonymizer import ClipTransform
+from spact_models.checkpoint import ANONYMIZER_FILE
 from spact_models.errors import UserError
 from spact_models.obfuscations import by_name
 from spact_models.resident import peak_rss_mb
@@ -182,7 +183,7 @@ def _judge(lab: Laboratory, order: Order) -> dict[str, Any]:
 def _model(order: Order, settings: Settings) -> dict[str, Any]:
     """What was judged, by the name that the cell will have."""
     return {
-        "path": str(ComparisonFolder(order.folder).cell_path(order.cell) / "anonymizer.safetensors"),
+        "path": str(ComparisonFolder(order.folder).cell_path(order.cell) / ANONYMIZER_FILE),
         "kind": settings.networks.anonymizer,
         "preset": settings.preset,
         "size_px": settings.clip.size_px,

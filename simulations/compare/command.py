@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
+from client.held import attackable, single_clips
 from client.video.cache import FrameCache
 from client.video.rows import Row, class_names, read_rows
 from simulations import compare as flags
@@ -18,17 +19,20 @@ from simulations.compare.collect import comparison
 from simulations.compare.folder import RESULT, ComparisonFolder, write_json
 from simulations.compare.plan import ARMS, BASELINES, FEDERATED, LOCAL, Cell, Order, Plan, parse_names, parse_seeds
 from simulations.compare.table import table
-from simulations.compare.workers import cores, make_cells
+from simulations.compare.workers import make_cells
 from simulations.federated import refuse_local_statistics
 from simulations.laboratory import readable, settings_from
 from simulations.partition import load_rows, partition
 from simulations.protocols.bench import BLACKENED
-from simulations.protocols.sets import attackable, single_clips
+from simulations.protocols.evaluation import ACTION
+from simulations.protocols.plans import action_is_kept
 from simulations.synthetic import SynthConfig, planned_rows, synthesize
 from spact_models import __version__
 from spact_models.attackers import ATTACKERS
 from spact_models.errors import UserError
+from spact_models.interrupted import go_on_with
 from spact_models.obfuscations import OBFUSCATIONS
+from spact_models.resident import cores
 from spact_models.seeds import pick_device
 from spact_models.settings import Settings, SimulationConfig
 
@@ -41,7 +45,7 @@ def compare(args: argparse.Namespace) -> int:
     settings = _settings(args)
     folder = ComparisonFolder(args.out)
     workers = _workers(args.workers, settings)
-    with folder.held():
+    with folder.held(), go_on_with(lambda: "go on with: the same command again; finished cells are kept"):
         manifest = _manifest(args, folder, settings)
         rows = load_rows(manifest, settings.simulation, settings.seed)
         views = None if args.views is None else read_rows(args.views, must_exist=False)
@@ -128,8 +132,8 @@ def check_plan(plan: Plan, rows: Sequence[Row]) -> None:
     """Everything that can be known before hours of work.
 
     Raises:
-        UserError: actions that cannot be learned, a task that cannot be attacked, a class with a single clip, a
-            partition that cannot be dealt.
+        UserError: actions that cannot be learned, a task that is the action or cannot be attacked, a class with a
+            single clip, a partition that cannot be dealt.
     """
     train, test = ([row for row in rows if row.split == split] for split in ("train", "test"))
     actions = class_names(train)
@@ -138,12 +142,14 @@ def check_plan(plan: Plan, rows: Sequence[Row]) -> None:
             f"--data {plan.manifest}: utility needs two actions or more in training rows and one of them in test rows, "
             f"here are {', '.join(actions) or 'none'}; label the column action"
         )
-    for column in dict.fromkeys(("action", plan.task)):
+    columns = [*dict.fromkeys(name for row in rows for name in row.attributes), "source", "site"]
+    known = [name for name in columns if attackable(train, test, name)]
+    if plan.task == ACTION:
+        raise action_is_kept(known)
+    for column in (ACTION, plan.task):
         if told := single_clips(train, test, column):
             raise UserError(f"--data {plan.manifest}: {told}")
     if not attackable(train, test, plan.task):
-        columns = [*dict.fromkeys(name for row in rows for name in row.attributes), "source", "site"]
-        known = [name for name in columns if attackable(train, test, name)]
         raise UserError(
             f"--task {plan.task}: cannot be attacked; it needs two values or more in training rows, and test rows with "
             f"none but those. This manifest allows: {', '.join(known) or 'none'}"

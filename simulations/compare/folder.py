@@ -21,8 +21,8 @@ from typing import Any
 from client.video.rows import Row, write_rows
 from server.runs import PREPARED
 from simulations.compare.plan import CHOICE, JUDGED, Cell, Plan
-from spact_models.checkpoint import write_atomically
 from spact_models.errors import UserError
+from spact_models.files import write_file
 from spact_models.presets import BEFORE
 from spact_models.run_config import load_settings
 
@@ -169,10 +169,7 @@ def write_record(part: Path, record: Mapping[str, Any]) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Atomically, and never NaN."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    try:
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free the disk, then go on") from error
+    write_file(path, text, "free the disk, then go on")
 
 
 def _remove(part: Path) -> None:

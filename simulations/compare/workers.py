@@ -61,11 +61,6 @@ def make_cells(orders: Sequence[Order], workers: int) -> None:
             _stop([process for process, _, _ in running.values()])
 
 
-def cores() -> int:
-    """Those this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _work(order: Order, told: Connection) -> None:
     """The whole life of a cell's process; what it says goes to its log, how it failed through ``told``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides

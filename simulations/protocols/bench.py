@@ -7,10 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from client.video.cache import FrameCache
-from client.video.rows import Row, class_names
-from simulations.protocols.evaluation import ACTION
-from simulations.protocols.sets import (
+from client.held import (
     Read,
     attackable,
     attribute_labels,
@@ -20,6 +17,9 @@ from simulations.protocols.sets import (
     lead_in_of,
     value_of,
 )
+from client.video.cache import FrameCache
+from client.video.rows import Row, class_names
+from simulations.protocols.evaluation import ACTION
 from spact_models.attackers import networks_of, watches_motion
 from spact_models.judge import JudgeSet
 from spact_models.settings import Settings

@@ -15,10 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from client.held import attackable, attribute_labels, attributes_of, single_clips, value_of
 from client.video.rows import Row, class_names
 from simulations.protocols.bench import IDENTITY, task_columns
 from simulations.protocols.evaluation import ACTION
-from simulations.protocols.sets import attackable, attribute_labels, attributes_of, single_clips, value_of
 from simulations.protocols.suite import Suite
 from spact_models.attackers import NETWORKS, networks_of
 from spact_models.errors import UserError
@@ -86,11 +86,7 @@ def check_columns(asked: Sequence[str], data: Data) -> None:
     """Raises UserError where ``--task`` names the action, or a column that there is not."""
     there = task_columns([*data.rows, *data.attribute_rows])
     if ACTION in asked:
-        can = [name for name in there if attackable(data.side("train"), data.side("test"), name)]
-        raise UserError(
-            f"--task {ACTION}: the action is what the anonymizer is to keep, judged without being asked for, and "
-            f"nothing to attack; these data allow: {', '.join(can) or 'none'}"
-        )
+        raise action_is_kept([name for name in there if attackable(data.side("train"), data.side("test"), name)])
     for name in asked:
         if name not in there:
             works = working(replace(data, columns=()))
@@ -99,6 +95,14 @@ def check_columns(asked: Sequence[str], data: Data) -> None:
                 f"--task {name}: no such column, or an empty one; these data have: {', '.join(there) or 'none'}; "
                 f"without --task, {remedy}"
             )
+
+
+def action_is_kept(allowed: Sequence[str]) -> UserError:
+    """The refusal of ``--task action``; ``allowed``: the columns that can be attacked."""
+    return UserError(
+        f"--task {ACTION}: the action is what the anonymizer is to keep, judged without being asked for, and "
+        f"nothing to attack; these data allow: {', '.join(allowed) or 'none'}"
+    )
 
 
 def check_matchers(protocol: str, attackers: Sequence[str]) -> None:

@@ -8,17 +8,21 @@ import pytest
 import torch
 import yaml
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from client.app import SITE_CANNOT, SITE_FAILED, make_app
 from client.egress import METRICS
+from client.masking import Execution, Vault
 from client.state import LocalState, StateFolder
 from client.video.rows import Row, read_rows, write_rows
 from simulations.inprocess import InProcessGrid
 from spact_models.exchange import shared_parameters, snapshot
+from spact_models.files import UnwritableFile
 from spact_models.networks import build_networks
 from spact_models.run_config import load_settings
 
 CLASSES = ["jump", "walk"]
+PRIVATE = {"dp.unit": "videos", "dp.group_videos": 2, "dp.delta": 1e-3, "strategy.weighting": "equal"}
 
 
 @pytest.fixture(scope="module")
@@ -313,14 +317,56 @@ def test_a_state_that_cannot_be_written_is_said_without_its_path(federation, cap
     assert str(state) in caplog.text
 
 
-def test_an_unforeseen_fault_tells_no_more_than_its_kind(federation, caplog):
+def test_a_ledger_that_cannot_be_written_is_said_without_its_path(federation, caplog):
     run = federation().site()
     ledger = run.file.parent / "state" / "f" / "ledger.jsonl"
     ledger.mkdir(parents=True)  # a folder where the file should be
-    reason = run.error("train", code=SITE_FAILED)
+    assert run.error("train") == "the site's own files cannot be used; its log says why"
+    assert f"{ledger}: cannot be written (Is a directory); nothing leaves; free that disk or set" in caplog.text
+
+
+def test_a_charge_that_cannot_be_kept_is_said_without_its_path(federation, caplog):
+    run = federation(**PRIVATE).site()
+    state = run.file.parent / "state" / "f"
+    state.parent.mkdir()
+    state.write_text("a file where the folder should be", encoding="utf-8")
+    assert run.error("train") == "the site's own files cannot be used; its log says why"
+    assert f"{state}/privacy.json: cannot be written (File exists); free that disk or set" in caplog.text
+
+
+def test_secrets_that_cannot_be_written_are_a_fault_of_the_sites_files(tmp_path):
+    (tmp_path / "f").touch()
+    with pytest.raises(UnwritableFile, match=r"secure\.json: cannot be written .*set `state` in site\.yaml"):
+        Vault(tmp_path / "f").write(Execution())
+
+
+def test_a_gpu_that_is_too_small_is_said_with_what_needs_less(federation, caplog):
+    """The fault comes where a GPU's would: inside a network's forward pass, in the middle of a round."""
+
+    def full(module, pictures):  # noqa: ARG001
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    run = federation().site()
+    hook = register_module_forward_pre_hook(full)
+    try:
+        reason = run.error("train")
+    finally:
+        hook.remove()
+    for name in ("this site's GPU memory is too small", "batch.clips", "memory.budget_gib", "limits.gpu_memory_share"):
+        assert name in reason
+    assert "Tried to allocate 2.00 GiB" in caplog.text
+    assert not list((run.folder / "home" / "state").rglob("*.pt"))
+    assert not run.ask("train").has_error()
+
+
+def test_an_unforeseen_fault_tells_no_more_than_its_kind(federation, caplog):
+    run = federation().site()
+    state = run.file.parent / "state" / "f" / "state-000001.pt"
+    state.mkdir(parents=True)  # a folder where the file should be
+    reason = run.error("train", number=2, code=SITE_FAILED)
     assert "Error; the site's log says more" in reason
-    assert str(ledger) not in reason
-    assert str(ledger) in caplog.text
+    assert str(state) not in reason
+    assert str(state) in caplog.text
 
 
 def test_a_round_that_diverges_is_not_kept(federation):

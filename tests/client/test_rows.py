@@ -185,6 +185,15 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "new" / "folder" / "m.csv") == [good]
 
 
+def test_a_manifest_is_for_those_whom_the_umask_lets_read(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_rows([Row(touched(tmp_path / "a.mp4"))], tmp_path / "m.csv")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "m.csv").stat().st_mode & 0o777 == 0o644
+
+
 def test_a_row_is_checked_hashable_and_travels_between_processes() -> None:
     row = Row(Path("/x/a.JPG"), action="", attributes={"id": "1", "unknown": ""})
     assert row.action is None

@@ -34,7 +34,7 @@ from client.app import make_app
 from server.app import run_federation
 from server.resume import open_run
 from simulations.inprocess import InProcessGrid
-from spact_models import checkpoint
+from spact_models import files
 from spact_models.run_config import load_settings
 import server.runs
 
@@ -65,7 +65,7 @@ def fsync(descriptor):
         os.truncate(name, os.path.getsize(name) // 2)  # half of it reached the disk
         die()
     flush(descriptor)
-checkpoint.os.fsync = fsync
+files.os.fsync = fsync
 
 record = server.runs.RunFolder.record
 def record_or_die(self, line):

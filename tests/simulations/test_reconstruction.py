@@ -2,11 +2,11 @@
 
 import torch
 
+from client.held import Read, build_set
 from client.video.cache import FrameCache
 from client.video.rows import read_rows
 from simulations.protocols import attacks
 from simulations.protocols.bench import BLACKENED, Bench
-from simulations.protocols.sets import Read, build_set
 from simulations.protocols.suite import Suite
 from spact_models import inversion
 from spact_models.obfuscations import by_name

@@ -8,11 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from client.video.boxes import Box, write_boxes
-from client.video.cache import FrameCache
-from client.video.rows import Row, read_rows
-from client.video.sampling import test_clips as uniform_clips
-from simulations.protocols.sets import (
+from client.held import (
     Read,
     attackable,
     attribute_labels,
@@ -22,6 +18,10 @@ from simulations.protocols.sets import (
     lead_in_of,
     value_of,
 )
+from client.video.boxes import Box, write_boxes
+from client.video.cache import FrameCache
+from client.video.rows import Row, read_rows
+from client.video.sampling import test_clips as uniform_clips
 from spact_models.run_config import load_settings
 
 

@@ -2,7 +2,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from spact_models.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from spact_models.checkpoint import load_checkpoint, save_checkpoint
 from spact_models.errors import UserError
 
 
@@ -14,20 +14,6 @@ def test_round_trip(tmp_path):
     assert checkpoint.header["round"] == 3
     for name, value in tensors.items():
         torch.testing.assert_close(checkpoint.tensors[name], value)
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
-    path = tmp_path / "x"
-    path.write_text("old")
-
-    def fail(temporary):
-        temporary.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, fail)
-    assert path.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["x"]
 
 
 def test_what_is_no_checkpoint_is_a_users_mistake(tmp_path):
