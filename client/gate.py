@@ -28,9 +28,11 @@ from client.training import on_step
 from client.video.rows import Row, class_names
 from spact_models.anonymizer import Anonymizer, ClipTransform
 from spact_models.attackers import DEFAULTS, check_attackers, networks_of, watches_motion
+from spact_models.checkpoint import ANONYMIZER_FILE
 from spact_models.errors import UserError
-from spact_models.gate import ACTION, Judgement, Question, refuse_under_dp
+from spact_models.gate import ACTION, LABELLED, Judgement, Question, refuse_under_dp
 from spact_models.judge import RETRIEVAL_FORMS, Answer, Judge, JudgeSet
+from spact_models.learned import least_learned
 from spact_models.metrics import (
     attribute_chance,
     attribute_interval,
@@ -68,7 +70,7 @@ def receive(content: bytes, settings: Settings) -> Received:
     if len(content) > LARGEST_BYTES:
         raise UserError(f"the anonymizer's file has {len(content)} bytes, must be at most {LARGEST_BYTES}")
     with tempfile.TemporaryDirectory(prefix="fedspact-") as folder:
-        file = Path(folder) / "anonymizer.safetensors"
+        file = Path(folder) / ANONYMIZER_FILE
         file.write_bytes(content)
         try:
             anonymizer, trained, _ = load_anonymizer(file)
@@ -205,7 +207,10 @@ def _question(found: Found, task: str, names: Sequence[str]) -> Question | None:
     level = attribute_chance(answer.labels_V)[0] if task == "attributes" else answer.chance
     if math.isnan(raw) or math.isnan(anonymized) or not level < 1:
         return None
-    return Question(task, len(answer.hit_V), level, raw, anonymized, low, high)
+    learned = least_learned(anonymized, [found["anonymized", task, name].learned for name in asked])
+    if learned is None and task in LABELLED:  # the strongest is sure, or only trees were asked: no steps are lacking
+        learned = 1.0
+    return Question(task, len(answer.hit_V), level, raw, anonymized, low, high, learned)
 
 
 def _top1(answer: Answer) -> tuple[float, tuple[float, float]]:

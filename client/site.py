@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -11,10 +10,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from client.limits import Limits, Refusals, read_section
 from spact_models.errors import UserError
+from spact_models.nearest import known_names
+from spact_models.plain_yaml import read_plain_yaml
 from spact_models.rules import require
 
 LONGEST_NAME = 100  # the server takes no longer one
@@ -73,24 +72,6 @@ class Site:
         return any(real.is_relative_to(os.path.realpath(root)) for root in (home, *further))
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML's plain types; no key twice, and no aliases: a few lines of them can stand for more than memory holds."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read here; write it out", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            problem = f"the key {twice!r} stands here twice; remove one"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def load_site(path: Path) -> Site:
     """Read and check a ``site.yaml``; paths in it are relative to its own folder.
 
@@ -102,20 +83,12 @@ def load_site(path: Path) -> Site:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
             raise UserError(f"site file {path}: larger than {LARGEST_FILE} bytes; is it a site file at all?")
-        tree = yaml.load(content.decode("utf-8"), _PlainLoader)
     except OSError as error:
         raise UserError(f"site file {path}: {error.strerror or error}. {NODE_CONFIG_REMEDY}") from None
-    except RecursionError:
-        raise UserError(f"site file {path}: not valid YAML (nested too deep).") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        OverflowError,
-        TypeError,
-        AttributeError,
-        KeyError,
-    ) as error:  # odd dates, numbers
-        raise UserError(f"site file {path}: not valid YAML ({error}).") from None
+    try:
+        tree = read_plain_yaml(content)
+    except UserError as error:
+        raise UserError(f"site file {path}: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"site file {path}: must hold keys and values such as `name: clinic-north`")
     try:
@@ -141,8 +114,7 @@ def _checked(tree: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _unknown(key: str, known: Sequence[str]) -> None:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-    raise UserError(f"{key}: no such key. The nearest known one is {near!r}.")
+    raise UserError(f"{key}: no such key. {known_names(key, known)}")
 
 
 def _path(key: str, value: Any, folder: Path) -> Path:

@@ -5,18 +5,19 @@ The file is YAML, and every key is a rule that can only fail closed: what nobody
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from server.records import Dropped
+from spact_models.attacker_names import check_attackers
 from spact_models.errors import UserError
 from spact_models.gate import ATTACKS, Judgement, Question
+from spact_models.learned import LEARNED
+from spact_models.nearest import known_names
+from spact_models.plain_yaml import read_plain_yaml
 from spact_models.rules import require
 
 REQUIRED = ("sites", "leakage", "utility")
@@ -33,6 +34,7 @@ class Policy:
     leakage_share: float = 1.0  # at most, of what the strongest attacker finds on raw video at the same site
     utility_share: float = 0.0  # at least, of a fresh action network's top-1 on raw video at the same site
     raw_leakage: float = 0.5  # attackers that find less than this on raw video say nothing of the anonymised
+    learned: float = LEARNED  # attackers that knew less than this share of their own training clips had too few steps
     videos: int = 20  # a question put to fewer held-out videos is no evidence
     silent_sites: int = 0  # so many connected sites may fail to judge: the worst one must not be the silent one
     labelled_sites: int = 1  # so many must tell utility, unless utility and utility_share are 0
@@ -43,7 +45,7 @@ class Policy:
         for name in ("sites", "videos", "labelled_sites"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         require(self.silent_sites >= 0, "silent_sites", self.silent_sites, "must be at least 0")
-        for name in ("leakage", "utility", "leakage_share", "utility_share", "raw_leakage"):
+        for name in ("leakage", "utility", "leakage_share", "utility_share", "raw_leakage", "learned"):
             value = getattr(self, name)
             require(math.isfinite(value) and 0 <= value <= 1, name, value, "must be within 0 and 1")
         require(
@@ -54,6 +56,7 @@ class Policy:
         for key in ("questions", "attackers"):
             named = getattr(self, key)
             require(len(set(named)) == len(named), key, list(named), "names one twice")
+        check_attackers(self.attackers)  # here, before a signature is taken away and every site answers with this error
 
     @property
     def asks_utility(self) -> bool:
@@ -71,11 +74,11 @@ def load_policy(path: Path) -> Policy:
         UserError: naming file, key, value, rule and remedy.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_plain_yaml(path.read_bytes())
     except OSError as error:
         raise UserError(f"policy {path}: {error.strerror or error}. docs/release.md shows one.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"policy {path}: not valid YAML ({error}).") from None
+    except UserError as error:
+        raise UserError(f"policy {path}: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"policy {path}: must hold keys and values such as `leakage: 0.2`; docs/release.md shows one.")
     try:
@@ -88,8 +91,7 @@ def _checked(tree: Mapping[Any, Any]) -> dict[str, Any]:
     known = {spec.name: str(spec.type) for spec in fields(Policy)}
     for key in tree:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-            raise UserError(f"{key}: no such key. The nearest known one is {near!r}.")
+            raise UserError(f"{key}: no such key. {known_names(str(key), known)}")
     for key in REQUIRED:
         if key not in tree:
             raise UserError(f"{key} is missing; a policy says at least {', '.join(REQUIRED)} (docs/release.md)")
@@ -157,10 +159,22 @@ def usable(policy: Policy, site: SiteJudgement) -> list[Question]:
     return [one for one in enough if one.raw_leakage >= policy.raw_leakage]
 
 
+def unfinished(policy: Policy, site: SiteJudgement) -> list[Question]:
+    """The private questions put to enough videos whose attackers' steps ended too early: they may leak more."""
+    enough = [one for one in site.judgement.attacks if one.videos >= policy.videos]
+    return [one for one in enough if one.learned is not None and one.learned < policy.learned]
+
+
 def _weakness(policy: Policy, site: SiteJudgement) -> str | None:
     """Why a site's judgement is no evidence; None when it is."""
     if site.judgement.attackers < max(1, len(policy.attackers)):
         return f"{site.judgement.attackers} attackers asked, {max(1, len(policy.attackers))} needed"
+    if early := unfinished(policy, site):  # one is enough: what leaks most may be what it has not found yet
+        knew = ", ".join(f"{one.task} {one.learned:g}" for one in early)
+        return (
+            f"learned = {policy.learned:g} is needed, when their steps ended attackers knew less of their own training "
+            f"clips ({knew}) and may find more: give them more judge.steps"
+        )
     sound = {one.task for one in usable(policy, site)}
     lacking = [name for name in policy.questions if name not in sound]
     if sound and not lacking:

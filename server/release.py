@@ -25,9 +25,10 @@ from server.policy import Decision, Policy, SiteJudgement, decide, load_policy
 from server.provenance import anonymizer_file, anonymizer_tensors, described, evidence, now, training_summary
 from server.records import Dropped
 from server.runs import RunFolder
-from spact_models.checkpoint import load_checkpoint, write_atomically
+from spact_models.checkpoint import load_checkpoint
 from spact_models.errors import RunStopped, UserError
 from spact_models.export import describe
+from spact_models.files import write_file, writing
 from spact_models.gate import ACTION, PURPOSE, read_judgement, refuse_under_dp
 from spact_models.model_card import UNSTATED, Card, weights_sha256, write_card
 from spact_models.settings import Settings
@@ -36,6 +37,7 @@ from spact_models.signing import card_path, fingerprint, read_private_key, sign,
 LOG = logging.getLogger("fedspact.server")
 RESULT = "release.json"  # in the run folder: the last decision, passed or not
 FORMAT, FORMAT_VERSION = "fedspact-release", 1
+DISK_REMEDY = "free that disk, then release again"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def release_from_settings(grid: Grid, settings: Settings) -> None:
 def release(
     grid: Grid, settings: Settings, run: RunFolder, policy: Policy, key: Ed25519PrivateKey, licence: str = ""
 ) -> Outcome:
-    """Ask the sites, decide, and sign on a pass; an earlier signature is taken away first.
+    """Ask the sites, decide, and sign on a pass; an earlier decision and its signature are taken away first.
 
     Args:
         grid: where the sites are.
@@ -92,14 +94,19 @@ def release(
         licence: of the weights, for the card.
 
     Raises:
-        UserError: the run has no anonymizer, or anything of it stands under differential privacy.
+        UserError: the run has no anonymizer, anything of it stands under differential privacy, or a file cannot be
+            written.
     """
     for flat in (settings.flat(), run.settings()):
         refuse_under_dp(flat)
     model = anonymizer_file(run)
     content, header = model.read_bytes(), load_checkpoint(model).header
     refuse_under_dp(header["settings"])
-    signature_path(model).unlink(missing_ok=True)  # whatever it was given for, it is being decided again
+    # Whatever they were given for, it is being decided again. The decision first: an interrupted release must not leave
+    # one that says "passed" beside a file without a signature.
+    for earlier in (run.path / RESULT, signature_path(model)):
+        with writing(earlier, DISK_REMEDY):
+            earlier.unlink(missing_ok=True)
     sites, silent = ask(ArrivalGrid(grid), content, settings, run.federation, policy)
     decision = decide(policy, sites, silent)
     if model.read_bytes() != content:
@@ -108,7 +115,7 @@ def release(
     outcome = Outcome(decision, model, tuple(sites), tuple(silent), signer)
     tree = as_json(outcome, policy, hashlib.sha256(content).hexdigest())
     text = json.dumps(tree, indent=2, allow_nan=False) + "\n"
-    write_atomically(run.path / RESULT, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_file(run.path / RESULT, text, DISK_REMEDY)
     return outcome
 
 

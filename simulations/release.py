@@ -15,15 +15,13 @@ from server.policy import load_policy
 from server.release import RESULT, Outcome, release, site_figures
 from server.runs import RunFolder
 from simulations.inprocess import InProcessGrid
+from simulations.partition import SITES, dealt_sites
 from simulations.progress import progress_bar
-from spact_models.attackers import check_attackers
 from spact_models.errors import UserError
 from spact_models.model_card import UNSTATED
 from spact_models.run_config import load_settings, parse_assignment
 from spact_models.settings import Settings
 from spact_models.signing import fingerprint, make_key, read_private_key, read_public_key, verify
-
-SITES = "sites"  # in a simulated run's folder: its sites' files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,9 +58,8 @@ def run(args: argparse.Namespace) -> int:
 def _release(args: argparse.Namespace) -> int:
     folder = RunFolder.open(Path(args.what))
     policy, key = load_policy(args.policy), read_private_key(args.key)
-    check_attackers(policy.attackers)
     settings = _settings(folder, args)
-    sites = sorted((folder.path / SITES).glob("*/site.yaml"))
+    sites = dealt_sites(folder.path)
     if not sites:
         raise UserError(
             f"{folder.path / SITES}: no simulated sites here. A federation of real sites is asked by flwr run with "
@@ -95,12 +92,12 @@ def _settings(folder: RunFolder, args: argparse.Namespace) -> Settings:
 
 
 def _show(outcome: Outcome, folder: RunFolder) -> None:
-    print(f"{'site':<16}{'question':<24}{'videos':>7}{'chance':>8}{'raw':>8}{'anon.':>8}{'leakage':>9}")
+    print(f"{'site':<16}{'question':<24}{'videos':>7}{'chance':>8}{'raw':>8}{'anon.':>8}{'leakage':>9}{'learned':>9}")
     for site in site_figures(outcome.sites):
         for one in site["questions"]:
-            leakage = "–" if one["leakage"] is None else f"{one['leakage']:.3f}"
+            leakage, learned = ("–" if one[name] is None else f"{one[name]:.3f}" for name in ("leakage", "learned"))
             figures = "".join(f"{one[name]:>8.3f}" for name in ("chance", "raw", "anonymized"))
-            print(f"{site['name']:<16.15}{one['task']:<24}{one['videos']:>7}{figures}{leakage:>9}")
+            print(f"{site['name']:<16.15}{one['task']:<24}{one['videos']:>7}{figures}{leakage:>9}{learned:>9}")
     for note in outcome.decision.notes:
         print(f"note: {note}")
     if outcome.decision.passed:

@@ -19,6 +19,9 @@ from torchvision.models.vision_transformer import ConvStemConfig, VisionTransfor
 
 from spact_models.action import ActionName, build_action
 from spact_models.anonymizer import per_frame
+from spact_models.attacker_names import ATTACKERS as ATTACKERS
+from spact_models.attacker_names import TREES as TREES
+from spact_models.attacker_names import check_attackers as check_attackers
 from spact_models.errors import UserError
 from spact_models.norms import InputNorm, make_norm
 from spact_models.privacy import PrivacyClassifier, PrivacyName
@@ -135,8 +138,6 @@ NETWORKS: dict[str, Attacker] = {
     "video-r3d18": _video("r3d18"),
     "video-r2plus1d18": _video("r2plus1d18"),
 }
-TREES = "clip-trees"  # trees over a clip's statistics: names people and attributes, matches nothing
-ATTACKERS = (*NETWORKS, TREES)
 DEFAULTS: dict[str, tuple[str, ...]] = {  # by preset: what an evaluation asks
     "tiny": ("frame-convnet", "frame-vit", "video-tiny", TREES),
     "small": ("frame-resnet18", "frame-vit", "video-r3d18", TREES),
@@ -148,16 +149,6 @@ ONE_OF_EACH: dict[str, tuple[str, ...]] = {  # one of each kind: what a run asks
     "paper": ("frame-resnet50", "video-r3d18", TREES),
 }
 CHEAPEST: dict[str, tuple[str, ...]] = {name: asked[:1] for name, asked in ONE_OF_EACH.items()}  # of the networks
-
-
-def check_attackers(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, each once and known; UserError otherwise."""
-    for name in names:
-        if name not in ATTACKERS:
-            raise UserError(f'attacker = "{name}", must be one of {", ".join(ATTACKERS)}')
-    if len(set(names)) < len(names):
-        raise UserError(f'attackers = "{",".join(names)}" names one twice; name each once')
-    return tuple(names)
 
 
 def networks_of(names: Sequence[str]) -> list[str]:

@@ -18,9 +18,18 @@ from spact_models.errors import UserError
 PURPOSE = "release"  # of the query that asks for a judgement
 ACTION = "action"
 ATTACKS = ("retrieval_all", "retrieval_same_source", "identity", "attributes")
-PARTS = ("videos", "chance", "raw", "anonymized", "low", "high")
+LABELLED = (ACTION, "identity", "attributes")  # whose networks can be asked what they know of their own clips
+PARTS = ("videos", "chance", "raw", "anonymized", "low", "high", "learned")
 COUNTS = ("release.train_videos", "release.test_videos", "release.attackers")
-FIGURES = (*COUNTS, *(f"release.{task}.{part}" for task in (ACTION, *ATTACKS) for part in PARTS))
+FIGURES = (
+    *COUNTS,
+    *(
+        f"release.{task}.{part}"
+        for task in (ACTION, *ATTACKS)
+        for part in PARTS
+        if part != "learned" or task in LABELLED
+    ),
+)
 MOST_VIDEOS = 10**9  # a site that counts more is not believed
 
 
@@ -35,6 +44,9 @@ class Question:
     anonymized: float
     low: float  # 95 % interval of ``anonymized`` over those videos
     high: float
+    # of its own training clips the least finished network on anonymised ones answered this share right when its steps
+    # ended; 1 where more steps could change nothing; None: it has no labels that it could know (retrieval)
+    learned: float | None = None
 
     @property
     def leakage(self) -> float:
@@ -71,7 +83,8 @@ class Judgement:
         told: dict[str, float] = dict(zip(COUNTS, (self.train_videos, self.test_videos, self.attackers), strict=True))
         for one in self.questions:
             told |= {f"release.{one.task}.videos": one.videos}
-            told |= {f"release.{one.task}.{part}": round(float(getattr(one, part)), 4) for part in PARTS[1:]}
+            shares = {part: getattr(one, part) for part in PARTS[1:]}
+            told |= {f"release.{one.task}.{part}": round(float(v), 4) for part, v in shares.items() if v is not None}
         return told
 
 
@@ -112,11 +125,17 @@ def _told(figures: Mapping[str, object], task: str) -> Sequence[str]:
 
 def _question(figures: Mapping[str, object], task: str) -> Question:
     videos = _count(figures, f"release.{task}.videos")
-    shares = [_share(figures, f"release.{task}.{part}") for part in PARTS[1:]]
-    chance, _, anonymized, low, high = shares
+    shares = [_share(figures, f"release.{task}.{part}") for part in PARTS[1:-1]]
+    chance, raw, anonymized, low, high = shares
     if not (chance < 1 and low <= high):
         raise ValueError(f"{task}: chance = {chance}, interval [{low}, {high}] of {anonymized} cannot be")
-    return Question(task, videos, *shares)
+    learned = _learned(figures, f"release.{task}.learned") if task in LABELLED else None
+    return Question(task, videos, chance, raw, anonymized, low, high, learned)
+
+
+def _learned(figures: Mapping[str, object], name: str) -> float:
+    """0 where it is not told, as by a site of an earlier version: what nobody has shown does not pass."""
+    return _share(figures, name) if name in figures else 0.0
 
 
 def _count(figures: Mapping[str, object], name: str) -> int:

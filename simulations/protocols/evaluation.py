@@ -8,39 +8,26 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spact_models.checkpoint import write_atomically
 from spact_models.errors import UserError
+from spact_models.files import write_file
+from spact_models.learned import LEARNED as LEARNED
+from spact_models.learned import SURE as SURE
+from spact_models.learned import least_learned, stopped_early
 from spact_models.metrics import bootstrap_interval
 
 FORMAT = "fedspact-evaluation"
 FORMAT_VERSION = 1
 FILE = "evaluation.json"
 ACTION = "action"
-SURE = 0.98  # share of the videos; a further attacker could not change what that says
 ALL, SAME_SOURCE = "retrieval_all", "retrieval_same_source"
 NO_PAIR = "retrieval among videos of one source: no two test videos share a source"
-LEARNED = 0.9  # of its own training clips: a network that knows fewer has stopped too early to be called finished
-
-
-def stopped_early(learned: float | None) -> bool:
-    """Whether a network that knew this share of its training clips may find more with more steps (None: not told)."""
-    return learned is not None and learned < LEARNED
-
-
-def least_learned(strongest: float, learned: Iterable[float | None]) -> float | None:
-    """What the least finished of several attackers knew of its own clips: with more steps it might be the strongest.
-
-    None where that could change nothing (the strongest is right in ``SURE`` of the videos) or nobody told.
-    """
-    told = [share for share in learned if share is not None]
-    return min(told) if told and strongest < SURE else None
 
 
 @dataclass(frozen=True)
@@ -217,9 +204,13 @@ class Evaluation:
         )
 
     def write(self, path: Path) -> None:
-        """A reader sees the old file or the whole new one."""
+        """A reader sees the old file or the whole new one.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_file(path, text, "free that disk, then go on: what was judged before is whole")
 
 
 def read_evaluation(path: Path) -> Evaluation:

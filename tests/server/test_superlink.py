@@ -102,7 +102,7 @@ def test_real_sites_judge_a_release_and_the_server_signs_it(federation, fast, tm
     key = tmp_path / "owner.key"
     make_key(key)
     (tmp_path / "policy.yaml").write_text(
-        "sites: 2\nleakage: 1.0\nutility: 0\nvideos: 1\nraw_leakage: 0.001\npessimistic: false\n"
+        "sites: 2\nleakage: 1.0\nutility: 0\nvideos: 1\nraw_leakage: 0.001\nlearned: 0\npessimistic: false\n"
     )
     asked = {
         **fast, "rounds.minimax": 1, "rounds.timeout_seconds": float(PATIENCE_SECONDS), "task": "release",

@@ -114,6 +114,12 @@ def test_other_files_are_refused_in_one_sentence(tmp_path, content, told):
         read_evaluation(tmp_path / "none.json")
 
 
+def test_a_disk_that_refuses_the_file_is_said(tmp_path):
+    (tmp_path / "e.json").mkdir()
+    with pytest.raises(UserError, match=r"e\.json: cannot be written \(Is a directory\); free that disk, then go on"):
+        evaluation().write(tmp_path / "e.json")
+
+
 def test_tables_show_the_strongest_all_attackers_and_a_dash_for_nothing():
     made = evaluation()
     lines = table(made).splitlines()

@@ -1,7 +1,9 @@
 """Export, signature, gate: a file answers as the original, a changed one is refused, without a pass none is signed."""
 
 import json
+import resource
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +12,17 @@ import pytest
 import torch
 
 from client.anonymize.model import open_model
+from client.app import make_app
 from fedspact import main
+from server.policy import load_policy
+from server.release import release, release_from_settings
+from server.runs import RunFolder
+from simulations.inprocess import InProcessGrid
 from spact_models.anonymizer import Anonymizer, AnonymizerConfig
 from spact_models.deployed import Deployed
 from spact_models.errors import UserError
 from spact_models.export import export
+from spact_models.run_config import load_settings
 from spact_models.signing import card_path, make_key, public_path, read_private_key, sign, signature_path, verify
 
 QUIET = {"networks.output_noise": 0.0, "game.beta": 0.0}
@@ -107,20 +115,51 @@ def test_a_signature_holds_until_a_byte_changes(run, key, tmp_path):
     assert verify(out, [public_path(key)]).trusted
 
 
-def test_who_uses_a_model_is_warned_or_refuses_it(run, key, tmp_path, monkeypatch, caplog):
+@contextmanager
+def files_end_at(size):
+    """No file may grow beyond that, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_refuses_a_file_of_an_export_or_a_release_is_a_users_mistake(run, key, tmp_path, capsys):
+    """Each file: the model in both ways of writing it, the card and its readable half, the signature, the decision."""
+    for form, suffix in (("safetensors", ".safetensors"), ("torch-export", ".pt2")):
+        with files_end_at(1000):
+            assert main(["export", str(run), "-o", str(tmp_path / f"big{suffix}"), "--format", form]) == 2
+        assert f"big{suffix}: cannot be written (File too large); free some space" in capsys.readouterr().err
+    out = tmp_path / "a.safetensors"
+    for place in (card_path(out), card_path(out).with_suffix(".md")):
+        place.mkdir()
+        assert main(["export", str(run), "-o", str(out), "--format", "safetensors", "--force"]) == 2
+        assert f"{place}: cannot be written (Is a directory); free that disk" in capsys.readouterr().err
+        place.rmdir()
+    assert main(["export", str(run), "-o", str(out), "--format", "safetensors", "--force"]) == 0
+    signature_path(out).mkdir()
+    with pytest.raises(UserError, match=r"\.sig: cannot be written \(Is a directory\); nothing is signed"):
+        sign(out, read_private_key(key))
+    for site in (run / "sites").glob("*/site.yaml"):
+        site.write_text("name: 3\n")  # no site judges: the decision comes at once
+    with files_end_at(500):
+        assert release_under(LENIENT, run, key, tmp_path) == 2
+    assert "release.json: cannot be written (File too large); free that disk, then release" in capsys.readouterr().err
+
+
+def test_who_uses_a_model_is_warned_or_refuses_it(run, key, tmp_path, monkeypatch):
     out = tmp_path / "a.safetensors"
     assert main(["export", str(run), "-o", str(out), "--format", "safetensors"]) == 0
-    open_model(out)
-    assert "has no signature" in caplog.text
+    assert open_model(out).note == f"note: {out} is not signed: no federation vouches for it (docs/release.md)"
     with pytest.raises(UserError, match="--signed-only takes released models alone"):
         open_model(out, signed_only=True)
     video = ["anonymize", "none.mp4", "-o", str(tmp_path / "o.mp4"), "--model", str(out), "--signed-only"]
     assert main(video) == 2
     sign(out, read_private_key(key))
     monkeypatch.setattr("spact_models.signing.trusted_folder", lambda: tmp_path)
-    caplog.clear()
-    open_model(out, signed_only=True)
-    assert caplog.text == ""
+    assert open_model(out, signed_only=True).note == ""
 
 
 def test_a_policy_with_a_mistake_names_it(run, key, tmp_path, capsys):
@@ -128,6 +167,9 @@ def test_a_policy_with_a_mistake_names_it(run, key, tmp_path, capsys):
         ("sites: 2\n", "leakage"),
         ("sites: 2\nleakage: 2\nutility: 0\n", "leakage = 2"),
         ("siets: 2\n", "siets"),
+        ("sites: 2\nleakage: 0.2\nutility: 0\nleakage: 0.9\n", "the key 'leakage' stands here twice"),
+        ("sites: 2\nleakage: 0.2\nutility: 0\nlearned: 1.5\n", "learned = 1.5, must be within 0 and 1"),
+        ("sites: 2\nleakage: 0.2\nutility: 0\nattackers: [frame-vti]\n", 'attacker = "frame-vti", must be one of'),
     ):
         policy = tmp_path / "policy.yaml"
         policy.write_text(text)
@@ -152,7 +194,7 @@ def test_a_deployed_file_answers_as_the_original_and_never_twice_with_the_same_n
         Deployed(graph)(torch.rand(1, 3, 5, 16, 17))
 
 
-LENIENT = "sites: 2\nleakage: 1.0\nutility: 0\nvideos: 1\nraw_leakage: 0.001\npessimistic: false\n"
+LENIENT = "sites: 2\nleakage: 1.0\nutility: 0\nvideos: 1\nraw_leakage: 0.001\nlearned: 0\npessimistic: false\n"
 SMALL_JUDGE = {"judge.steps": 3, "judge.batch": 4, "judge.train_clips": 1, "judge.test_clips": 1}
 
 
@@ -176,6 +218,7 @@ def test_the_sites_judge_and_only_a_pass_is_signed(run, key, tmp_path, capsys, m
         for one in site["questions"]:
             assert 0 <= one["raw"] <= 1
             assert 0 <= one["anonymized"] <= 1
+            assert (one["learned"] is None) == one["task"].startswith("retrieval")
     card = json.loads(card_path(model).read_text())
     assert card["release"]["sites"] == told["sites"]
     assert main(["release", "verify", str(model), "--trust", str(public_path(key))]) == 0
@@ -190,7 +233,54 @@ def test_the_sites_judge_and_only_a_pass_is_signed(run, key, tmp_path, capsys, m
     assert "utility" in said
     assert not signature_path(model).exists()  # the earlier pass is taken back
     assert verify(model, [public_path(key)]).status == "unsigned"
+    assert main(["release", "verify", str(model), "--trust", str(tmp_path / "nokey.pub")]) == 2
+    assert "nokey.pub: cannot be read (No such file or directory)" in capsys.readouterr().err
     assert not json.loads((run / "release.json").read_text())["passed"]
+
+
+def test_a_hurried_judge_is_no_evidence_and_is_told_what_to_do(run, key, tmp_path, capsys):
+    assert release_under(LENIENT.replace("learned: 0\n", ""), run, key, tmp_path) == 1
+    said = capsys.readouterr().out
+    assert "site site-1 does not count: learned = 0.9 is needed" in said
+    assert "identity 0." in said
+    assert "give them more judge.steps" in said
+    assert "0 sites count, sites = 2 are needed" in said
+    assert not signature_path(run / "anonymizer.safetensors").exists()
+
+
+def sites_of(run, settings, before_site=None):
+    """The run's own sites, as a server would reach them."""
+    nodes = [{"site": str(file)} for file in sorted((run / "sites").glob("*/site.yaml"))]
+    return InProcessGrid(make_app(), nodes, settings.flat(), before_site)
+
+
+def test_a_mistake_in_the_policy_of_a_deployment_costs_no_signature(run, key, tmp_path):
+    """``flwr run``: found before any site is asked, not by each of them after the signature is gone."""
+    model = run / "anonymizer.safetensors"
+    assert main(["export", str(run), "-o", str(tmp_path / "a.safetensors"), "--format", "safetensors"]) == 0
+    shutil.copy(card_path(tmp_path / "a.safetensors"), card_path(model))
+    shutil.copy(tmp_path / "a.safetensors", model)
+    sign(model, read_private_key(key))
+    (tmp_path / "policy.yaml").write_text(LENIENT + "attackers: [frame-vti]\n")
+    about = {"run_dir": str(run), "release.policy": str(tmp_path / "policy.yaml"), "release.key": str(key)}
+    settings = load_settings({**RunFolder.open(run).settings(), **SMALL_JUDGE, **about, "task": "release"})
+    with pytest.raises(UserError, match=r'policy.yaml: attacker = "frame-vti", must be one of'):
+        release_from_settings(sites_of(run, settings), settings)
+    assert verify(model, [public_path(key)]).trusted
+
+
+def test_an_interrupted_release_leaves_no_word_of_an_earlier_pass(run, key, tmp_path):
+    assert release_under(LENIENT, run, key, tmp_path) == 0
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    folder, policy = RunFolder.open(run), load_policy(tmp_path / "policy.yaml")
+    settings = load_settings(folder.settings())
+    with pytest.raises(KeyboardInterrupt):
+        release(sites_of(run, settings, interrupt), settings, folder, policy, read_private_key(key))
+    assert not signature_path(run / "anonymizer.safetensors").exists()
+    assert not (run / "release.json").exists()
 
 
 def test_a_site_that_cannot_judge_is_silent_and_too_many_silent_ones_fail_the_gate(run, key, tmp_path, capsys):
