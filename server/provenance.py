@@ -10,15 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from server.runs import SETTINGS, SUMMARY, RunFolder
+from server.runs import SUMMARY, RunFolder
 from spact_models.anonymizer import Anonymizer
-from spact_models.checkpoint import Checkpoint, load_checkpoint
+from spact_models.checkpoint import ANONYMIZER_FILE, Checkpoint, load_checkpoint
 from spact_models.errors import UserError
 from spact_models.exchange import ANONYMIZER
 from spact_models.export import export
 from spact_models.networks import BUFFERS, load_anonymizer
 
-MODEL = "anonymizer.safetensors"
 EVALUATION = "evaluation.json"  # what `fedspact evaluate` leaves in a run folder
 
 
@@ -31,13 +30,12 @@ def source(path: Path) -> tuple[Path, RunFolder | None]:
     if path.is_dir():
         run = RunFolder.open(path)
         return anonymizer_file(run), run
-    near = [folder for folder in (path.parent, path.parent.parent) if (folder / SETTINGS).is_file()]
-    return path, RunFolder.open(near[0]) if near else None
+    return path, RunFolder.around(path)
 
 
 def anonymizer_file(run: RunFolder) -> Path:
     """``anonymizer.safetensors`` of a run; where only a server trained, it is written from the last checkpoint."""
-    path = run.path / MODEL
+    path = run.path / ANONYMIZER_FILE
     if not path.exists():
         kept = list(run.checkpoints().values())
         if not kept:

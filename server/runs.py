@@ -31,8 +31,9 @@ from torch import Tensor
 from server.curves import Curves
 from server.locking import lock_folder
 from server.records import RoundRecord
-from spact_models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from spact_models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from spact_models.errors import UserError
+from spact_models.files import write_atomically
 from spact_models.presets import BEFORE
 
 SETTINGS, METRICS, SUMMARY = "settings.json", "metrics.jsonl", "summary.json"
@@ -63,6 +64,7 @@ class RunFolder:
     def __init__(self, path: Path, keep_checkpoints: int = 0) -> None:
         self.path = path
         self.federation = uuid.uuid4().hex
+        self.judged_at_end = True  # False: whoever began the run will judge it later; kept in settings.json
         self._keep = keep_checkpoints
         self._curves: Curves | None = None
         self._lock: weakref.finalize[..., RunFolder] | None = None
@@ -83,8 +85,19 @@ class RunFolder:
             raise UserError(f"{path}: not a run folder (its {SETTINGS} is missing or is not ours).")
         folder = cls.__new__(cls)
         folder.path, folder.federation, folder._keep, folder._curves = path, settings["federation"], 0, None
+        folder.judged_at_end = bool(settings.get("judged_at_end", True))
         folder._lock, folder._next_round = None, None
         return folder
+
+    @classmethod
+    def around(cls, file: Path) -> RunFolder | None:
+        """The run folder that a file lies in, or in one of its folders such as ``checkpoints``; None: there is none.
+
+        Raises:
+            UserError: its settings are not ours.
+        """
+        near = [folder for folder in (file.parent, file.parent.parent) if (folder / SETTINGS).is_file()]
+        return cls.open(near[0]) if near else None
 
     @classmethod
     def reopen(cls, path: Path, keep_checkpoints: int = 0) -> RunFolder:
@@ -115,6 +128,8 @@ class RunFolder:
         _refuse_a_run(self.path)  # what else the folder holds by now its owner put there
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         described = {"format": FORMAT, "federation": self.federation, "created": created, "settings": dict(settings)}
+        if not self.judged_at_end:
+            described["judged_at_end"] = False
         self._write_json(SETTINGS, described)
 
     def note_resumed(self, settings: Mapping[str, Any], trained: int, changed: Mapping[str, Any]) -> None:

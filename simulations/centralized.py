@@ -19,10 +19,11 @@ from client.video.rows import class_names
 from server.records import RoundRecord, SiteRecord
 from server.runs import RunFolder
 from simulations.federated import deal_out
-from simulations.laboratory import Laboratory, add_run_arguments, finish, open_laboratory, steps_of_run
+from simulations.laboratory import Laboratory, add_run_arguments, again, batches_of_run, finish, open_laboratory
 from simulations.progress import progress_bar
 from spact_models.errors import UserError
 from spact_models.exchange import ACTION, snapshot
+from spact_models.interrupted import as_typed, go_on_with
 from spact_models.networks import Networks, buffers_of, build_networks, checkpoint_header
 from spact_models.seeds import pick_device
 from spact_models.settings import Settings
@@ -36,9 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Pool the manifest, train, judge, write the run folder."""
     lab = open_laboratory(args)
-    centralize(lab)
-    finish(lab, sites=1, kind="centralized", judged=not args.no_judge)
+    with go_on_with(lambda: _onward(lab)):
+        centralize(lab)
+        finish(lab, sites=1, kind="centralized", judged=lab.judged)
     return 0
+
+
+def _onward(lab: Laboratory) -> str:
+    run = as_typed(lab.run.path)
+    if not lab.run.begun:
+        return again(lab)
+    if lab.settings.total_rounds in lab.run.checkpoints():
+        return f"it is trained; judge it with: fedspact evaluate {run}"
+    return f"a centralized run cannot be resumed: begin anew with another --out, or remove {run}"
 
 
 def centralize(lab: Laboratory) -> None:
@@ -68,7 +79,7 @@ def play_alone(lab: Laboratory, settings: Settings, site_file: Path) -> None:
     networks.action.to(device)
     loader = open_footage(site, settings).loader(settings, classes, networks.anonymizer.history)
     lab.run.begin(settings.flat())
-    with progress_bar("train", "step", steps_of_run(settings, 1)) as bar:
+    with progress_bar("train", "step", batches_of_run(settings, 1)) as bar:
         token = on_step.set(bar.update)
         try:
             _play_rounds(lab.run, settings, site.name, networks, loader)

@@ -16,6 +16,8 @@ from spact_models.errors import UserError
 from spact_models.seeds import seed_for
 from spact_models.settings import SimulationConfig
 
+SITES = "sites"  # in a simulated run's folder: its sites' files
+
 
 def load_rows(manifest: Path, config: SimulationConfig, seed: int) -> list[Row]:
     """The manifest with every row's split decided: whole sources are held out where it does not say.
@@ -116,6 +118,12 @@ def write_sites(
         file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         files.append(file.resolve())
     return files
+
+
+def dealt_sites(run: Path) -> list[Path]:
+    """The site files that :func:`write_sites` left in a run's folder, by number; empty: there are none."""
+    numbered = {file.parent.name.removeprefix("site-"): file for file in (run / SITES).glob("site-*/site.yaml")}
+    return [numbered[number] for number in sorted(filter(str.isdecimal, numbered), key=int)]
 
 
 def _value(rows: Sequence[Row], name: str) -> Callable[[Row], str | None]:

@@ -13,6 +13,7 @@ from client.video.rows import read_rows
 from server.resume import changed_settings, reopen_run
 from server.runs import RunFolder
 from simulations.laboratory import DATA, Laboratory, settings_from
+from simulations.partition import dealt_sites
 from spact_models.errors import UserError
 
 
@@ -32,17 +33,8 @@ def reopen_laboratory(args: argparse.Namespace, shorthand: Mapping[str, Any]) ->
     changed_settings(begun, settings)  # said before anything is touched
     run = reopen_run(path, settings.rounds.keep_checkpoints)
     files = dealt_sites(path)
-    cache = args.cache or load_site(files[0]).cache
-    return Laboratory(settings, run, read_rows(path / DATA, must_exist=False), cache, started)
-
-
-def dealt_sites(run: Path) -> list[Path]:
-    """The simulated sites' files in a run folder, in their order.
-
-    Raises:
-        UserError: there are none.
-    """
-    files = list((run / "sites").glob("site-*/site.yaml"))
     if not files:
-        raise UserError(f"{run}: holds no simulated sites; only a run of `fedspact simulate` can be resumed so.")
-    return sorted(files, key=lambda file: int(file.parent.name.removeprefix("site-")))
+        raise UserError(f"{path}: holds no simulated sites; only a run of `fedspact simulate` can be resumed so.")
+    cache = args.cache or load_site(files[0]).cache
+    judged = run.judged_at_end and not args.no_judge
+    return Laboratory(settings, run, read_rows(path / DATA, must_exist=False), cache, started, judged=judged)

@@ -2,8 +2,9 @@
 
 A stand-in for footage that may not be shared: articulated figures act in front of textured, moving backgrounds, filmed
 by a camera that shakes, under light that changes, with sensor noise, as real H.264 files with a manifest, and for each
-a file that says where the actor stands (client/video/boxes.py). Because action and look are independent by
-construction, one can measure what an anonymizer keeps of one and hides of the other.
+a file that says where the actor stands (client/video/boxes.py). ``synthetic.json`` says that they are drawn
+(synthetic_mark.py). Because action and look are independent by construction, one can measure what an anonymizer keeps
+of one and hides of the other.
 
 One seed gives one set, picture for picture. ``--show person`` and ``--show background`` film the same set with one half
 left out: the crops that tell whether an attacker recognises *who* or *where*.
@@ -29,10 +30,12 @@ from client.video.rows import Row, write_rows
 from simulations.synthetic_camera import MARGIN, expose, seen_box, shake
 from simulations.synthetic_figure import make_puppet
 from simulations.synthetic_look import MAX_IDENTITIES, Look, draw_cast
+from simulations.synthetic_mark import MARK, sha256, write_mark
 from simulations.synthetic_motion import ACTIONS, draw_manner, pose_at
 from simulations.synthetic_plan import Scene, draw_plan, least_clips
 from simulations.synthetic_scene import BACKGROUNDS, make_backdrop, plain_backdrop
 from spact_models.errors import UserError
+from spact_models.resident import cores
 
 Floats = NDArray[np.float64]
 
@@ -95,10 +98,10 @@ def synthesize(config: SynthConfig, out: Path, force: bool = False, workers: int
     rows = [_row(config, scene, cast[scene.identity], out) for scene in scenes]
     _make_folders(out, {path.parent for row in rows for path in (row.path, row.boxes) if path})
     orders = [(config, scene, cast[scene.identity], row) for scene, row in zip(scenes, rows, strict=True)]
-    for _ in tqdm(
+    bar = tqdm(
         _film_all(orders, workers), total=len(orders), desc="synth", unit="clip", disable=None if progress else True
-    ):
-        pass
+    )
+    write_mark(out, {row.path: digest for row, digest in zip(rows, bar, strict=True)})
     write_rows(rows, manifest)
     return manifest
 
@@ -166,8 +169,8 @@ def _travel(speed: float, mirrored: bool, seconds_T: Floats) -> Floats:
     return -way_T if mirrored else way_T
 
 
-def _film_all(orders: list[tuple[SynthConfig, Scene, Look, Row]], workers: int) -> Iterator[None]:
-    workers = workers or _cores()
+def _film_all(orders: list[tuple[SynthConfig, Scene, Look, Row]], workers: int) -> Iterator[str]:
+    workers = workers or cores()
     if workers == 1 or len(orders) < POOL_FROM_CLIPS:
         yield from map(_film_to_file, orders)
         return
@@ -176,7 +179,8 @@ def _film_all(orders: list[tuple[SynthConfig, Scene, Look, Row]], workers: int) 
         yield from pool.map(_film_to_file, orders, chunksize=4)
 
 
-def _film_to_file(order: tuple[SynthConfig, Scene, Look, Row]) -> None:
+def _film_to_file(order: tuple[SynthConfig, Scene, Look, Row]) -> str:
+    """Returns the video's SHA-256."""
     config, scene, look, row = order
     boxes: dict[int, list[Box]] = {}
 
@@ -188,6 +192,7 @@ def _film_to_file(order: tuple[SynthConfig, Scene, Look, Row]) -> None:
     write_video(row.path, frames(), config.fps, CRF)
     if row.boxes:
         write_boxes(row.boxes, boxes)
+    return sha256(row.path)
 
 
 def _row(config: SynthConfig, scene: Scene, look: Look, out: Path) -> Row:
@@ -214,7 +219,8 @@ def _clear_folder(out: Path, manifest: Path, force: bool) -> None:
             raise UserError(
                 f"--out = {out}, holds files already; choose a new folder, or --force to replace an earlier set"
             )
-        manifest.unlink(missing_ok=True)
+        for name in (manifest, out / MARK):
+            name.unlink(missing_ok=True)
         for pattern in ("videos/site_*/clip_*.mp4", "boxes/site_*/clip_*.csv"):
             for file in out.glob(pattern):
                 file.unlink()
@@ -230,11 +236,6 @@ def _make_folders(out: Path, folders: set[Path]) -> None:
                 raise PermissionError(13, "Permission denied")
     except OSError as error:
         raise UserError(f"--out = {out}, cannot be written ({error.strerror}); choose another folder") from error
-
-
-def _cores() -> int:
-    """Those this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check(name: str, value: float, least: float, most: float, reason: str) -> None:

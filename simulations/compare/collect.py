@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.held import value_of
 from client.video.rows import Row
 from simulations.compare.bounds import stopped_early_note
 from simulations.compare.cell import HITS
@@ -18,7 +19,6 @@ from simulations.compare.plan import BASELINES, CENTRALIZED, FEDERATED, LOCAL, C
 from simulations.compare.statistics import LEAKAGE_MARGIN, UTILITY_MARGIN, Hits, compare_hits
 from simulations.partition import partition
 from simulations.protocols.evaluation import FILE, Figure, least_learned, now, read_evaluation
-from simulations.protocols.sets import value_of
 from simulations.protocols.suite import versions
 
 FORMAT, FORMAT_VERSION = "fedspact-comparison", 1

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.runs import SETTINGS, RunFolder
+from server.runs import RunFolder
 from spact_models.anonymizer import Anonymizer
+from spact_models.checkpoint import ANONYMIZER_FILE
 from spact_models.networks import load_anonymizer
 from spact_models.settings import Settings
 
@@ -41,14 +42,10 @@ def open_model(path: Path) -> Model:
     Raises:
         UserError: neither a run nor a checkpoint that this fedspact reads.
     """
-    run = None
-    if path.is_dir():
-        run = RunFolder.open(path)
-        path = path / "anonymizer.safetensors"
+    run = RunFolder.open(path) if path.is_dir() else RunFolder.around(path)
+    if run is not None and path.is_dir():
+        path = path / ANONYMIZER_FILE
         if not path.exists() and run.checkpoints():  # a run that has not ended: its latest round
             path = list(run.checkpoints().values())[-1]
-    else:
-        folders = [folder for folder in (path.parent, path.parent.parent) if (folder / SETTINGS).is_file()]
-        run = RunFolder.open(folders[0]) if folders else None
     anonymizer, trained, actions = load_anonymizer(path)
     return Model(path, run, anonymizer, trained, actions)

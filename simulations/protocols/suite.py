@@ -97,27 +97,17 @@ def judge_suite(
     started = time.monotonic()
     suite = replace(suite, attackers=suite.attackers or DEFAULTS[settings.preset])
     bench = set_up(suite, settings, rows, attribute_rows, cache, delivered)
-    evaluation = _opened(suite, settings, bench, rows, attribute_rows, device, model)
-    if delivered:
-        files = {name: digest(theirs) for name, theirs in delivered.items()}
-        evaluation = replace(evaluation, data={**evaluation.data, "delivered": files})
-    evaluation = _resumed(evaluation, before)
+    evaluation = _resumed(_opened(suite, settings, bench, rows, attribute_rows, delivered, device, model), before)
     spent = evaluation.seconds
     hits: Hits = {}
     if suite.inversion:
         bench.not_measured += [f"reconstruction of {name}: its frames need not be in step" for name in bench.delivered]
-    wanted = [*_in_turn(suite.representations), *bench.delivered]
-    todo = [name for name in wanted if name not in evaluation.representations]
-    todo = [name for name in todo if name != BLACKENED or bench.blackened is not None]
-    total = len(todo) * steps(suite, settings, bench)
-    named = {
-        name: anonymizer if name == ANONYMIZED else by_name("raw" if bench.other_files(name) else name) for name in todo
-    }
+    todo = _planned(anonymizer, suite, bench, evaluation)
     with (
-        progress_bar("judge", "step", total, progress) as bar,
+        progress_bar("judge", "step", len(todo) * steps(suite, settings, bench), progress) as bar,
         Attacks(suite, settings, bench, device, bar) as attacks,
     ):
-        for name, found in attacks.on(named):
+        for name, found in attacks.on(todo):
             hits[name] = hits_of(found, suite.seeds)
             bench.not_measured += not_asked(found, name, suite.attackers)
             done = {**evaluation.representations, name: represented(found, suite.seeds)}
@@ -156,6 +146,16 @@ def _resumed(evaluation: Evaluation, before: Evaluation | None) -> Evaluation:
     )
 
 
+def _planned(anonymizer: ClipTransform, suite: Suite, bench: Bench, evaluation: Evaluation) -> dict[str, ClipTransform]:
+    """By name, what makes each representation that is still to judge; other files than the raw ones go as they are."""
+    wanted = [*_in_turn(suite.representations), *bench.delivered]
+    todo = [name for name in wanted if name not in evaluation.representations]
+    todo = [name for name in todo if name != BLACKENED or bench.blackened is not None]
+    return {
+        name: anonymizer if name == ANONYMIZED else by_name("raw" if bench.other_files(name) else name) for name in todo
+    }
+
+
 def _in_turn(names: Sequence[str]) -> list[str]:
     """Raw and anonymized first: whoever interrupts has the two ends."""
     first = [name for name in ("raw", ANONYMIZED) if name in names]
@@ -168,6 +168,7 @@ def _opened(
     bench: Bench,
     rows: Sequence[Row],
     attribute_rows: Sequence[Row] | None,
+    delivered: Mapping[str, Sequence[Row]] | None,
     device: torch.device,
     model: Mapping[str, Any] | None,
 ) -> Evaluation:
@@ -181,13 +182,15 @@ def _opened(
     if bench.attributed is not None and bench.attributed[1].attributes_VA is not None:
         cmap, f1 = attribute_chance(bench.attributed[1].attributes_VA)
         levels |= {"attributes": known(cmap), "attributes_f1": known(f1)}
-    data = {
+    data: dict[str, Any] = {
         "train_videos": len(bench.train),
         "test_videos": len(bench.test),
         "actions": bench.actions,
         "attributes": bench.labels,
         "sha256": rows_digest([*rows, *(attribute_rows or ())]),
     }
+    if delivered:
+        data["delivered"] = {name: digest(theirs) for name, theirs in delivered.items()}
     budget = asdict(settings.judge)
     decisive = {
         **{name: value for name, value in asdict(suite).items() if name != "representations"},

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--show-raw",
         action="store_true",
-        help="put raw footage into the page also where it may be real (what a run drew for itself is always shown)",
+        help="put raw footage into the page also where it may be real (what fedspact drew is always shown)",
     )
 
 

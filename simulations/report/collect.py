@@ -6,6 +6,7 @@ with everything are all told by the same dataclass.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from server.runs import RunFolder
 from simulations.audit.findings import FILE as AUDIT
 from simulations.audit.findings import Audit, read_audit
 from simulations.protocols.evaluation import FILE, read_evaluation
-from simulations.report.judged import Judged, from_evaluation, from_summary
+from simulations.report.judged import ANONYMIZED, Judged, from_evaluation, from_summary
+from spact_models.checkpoint import ANONYMIZER_FILE
 from spact_models.errors import UserError
 
 COMPARISON, CELLS = "comparison.json", "cells"
@@ -36,6 +38,8 @@ class RunStory:
     judged: Judged | None
     checkpoints: tuple[int, ...]  # rounds
     audit: Audit | None = None  # what attacks on its wire found
+    also_judged: tuple[Judged, ...] = ()  # otherwise, perhaps only baselines; never put together with ``judged``
+    unread: tuple[str, ...] = ()  # of its other judgements, those that cannot be read, and why
 
     @property
     def rounds(self) -> list[Mapping[str, Any]]:
@@ -116,9 +120,10 @@ def open_run(path: Path) -> RunStory:
     """
     folder = RunFolder.open(path)
     summary = read_json(path / "summary.json") or {}
-    evaluation = read_evaluation(path / FILE) if (path / FILE).exists() else None
     try:
-        judged = (from_evaluation(evaluation) if evaluation else None) or from_summary(summary)
+        judgements, unread = _judgements(folder)
+        chosen = next((one for one in judgements if ANONYMIZED in one.representations), None)
+        judged = chosen or from_summary(summary)
         history = folder.history()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: its figures cannot be understood ({type(error).__name__}: {error}).") from error
@@ -132,7 +137,37 @@ def open_run(path: Path) -> RunStory:
         judged=judged,
         checkpoints=tuple(folder.checkpoints()),
         audit=read_audit(path / AUDIT) if (path / AUDIT).exists() else None,
+        also_judged=tuple(one for one in judgements if one is not chosen),
+        unread=tuple(unread),
     )
+
+
+def present_anonymizer(folder: RunFolder) -> Path | None:
+    """The exported anonymizer, or the last checkpoint while the run goes on; None: there is none yet."""
+    exported = folder.path / ANONYMIZER_FILE
+    return exported if exported.exists() else next(reversed(folder.checkpoints().values()), None)
+
+
+def _judgements(folder: RunFolder) -> tuple[list[Judged], list[str]]:
+    """What ``fedspact evaluate`` wrote, those of the present anonymizer and the newest first; why others are not read.
+
+    A judgement by another protocol, with other settings or of other data moves the one before to a name with its date.
+    """
+    found, unread = [], []
+    for path in sorted(folder.path.glob(f"{Path(FILE).stem}*.json")):
+        try:
+            found.append(from_evaluation(read_evaluation(path), path.name))
+        except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+            if path.name == FILE:
+                raise
+            unread.append(str(error) if isinstance(error, UserError) else f"{path}: damaged ({error})")
+    if len(found) > 1:
+        model = present_anonymizer(folder)
+        own = hashlib.sha256(model.read_bytes()).hexdigest() if model is not None else ""
+        found.sort(
+            key=lambda one: (one.model.get("sha256") == own, one.described["created"], one.source == FILE), reverse=True
+        )
+    return found, unread
 
 
 def open_comparison(path: Path) -> ComparisonStory:

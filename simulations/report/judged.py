@@ -89,6 +89,11 @@ class Judged:
     described: Mapping[str, Any] = field(default_factory=dict)  # protocol, budget, versions, machine ... as written
 
     @property
+    def model(self) -> Mapping[str, Any]:
+        """Path and SHA-256 of the file that was judged, as far as they were written."""
+        return self.described.get("model") or {}
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Every task that some representation was asked, the most telling first."""
         asked = dict.fromkeys(task for seen in self.representations.values() for task in seen.attacks)
@@ -102,13 +107,11 @@ class Judged:
         return next((task for task in self.tasks if task in asked), None)
 
 
-def from_evaluation(written: Evaluation) -> Judged | None:
-    """What ``fedspact evaluate`` wrote (docs/protocols.md). None: the anonymizer is not in it, only baselines."""
-    if ANONYMIZED not in written.representations:
-        return None
+def from_evaluation(written: Evaluation, file: str = FILE) -> Judged:
+    """What ``fedspact evaluate`` wrote (docs/protocols.md) to the file of this name; perhaps baselines alone."""
     kept = ("created", "protocol", "recipe", "model", "budget", "action_network", "versions", "machine", "seconds")
     return Judged(
-        source=FILE,
+        source=file,
         representations={name: _seen(told) for name, told in written.representations.items()},
         chance=_shares(written.chance),
         rounds={int(told["round"]): _seen(Represented(told["action"], told["attacks"])) for told in written.rounds},

@@ -9,6 +9,7 @@
   const paper = matchMedia("print");
   const CONFIG = { displayModeBar: false, responsive: false, scrollZoom: false, doubleClick: false, showTips: false };
   const PAPER_PX = 660;
+  const LINE_LETTERS = 42;  // of an axis's title on a phone
   let printing = false;
 
   // ---- charts
@@ -33,7 +34,8 @@
     layout.font.family = getComputedStyle(document.body).fontFamily;
     if (width < 480) {
       layout.font.size = 11;
-      layout.xaxis.title.text = layout.xaxis.title.text.replace(" (", "<br>(");
+      const words = layout.xaxis.title.text.replace(" (", "<br>(");
+      layout.xaxis.title.text = words.indexOf("<br>") > LINE_LETTERS ? words.replace(": ", ":<br>") : words;
     }
     Plotly.react(chart, data, layout, CONFIG);
     placeLabels(chart);

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import datetime
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+
+from markupsafe import Markup, escape  # of jinja2
 
 from simulations.report.alike import mixed
 from simulations.report.arm_tables import comparison_facts, comparison_settings
@@ -25,6 +28,7 @@ from simulations.report.tradeoff import arm_scatter, scatter
 from simulations.report.wire_tables import audit_table, promise_table
 from simulations.report.words import (
     Sentence,
+    also_judged,
     byte_size,
     counted,
     duration,
@@ -35,9 +39,9 @@ from simulations.report.words import (
     verdicts,
 )
 from spact_models import __version__
-from spact_models.checkpoint import write_atomically
-from spact_models.errors import UserError
+from spact_models.files import BY_UMASK, check_writable, write_file
 
+WHOLE = re.compile(r"--[a-z][\w-]*|\d{4}-\d\d-\d\d \d\d:\d\d UTC|top-1")
 DRAWN = "real footage: the videos of this run are drawn, not filmed"
 
 
@@ -60,6 +64,7 @@ class RunSection:
     lead: Sentence
     verdicts: Sequence[Sentence]
     how_judged: str
+    also_judged: Sequence[str]  # a line for each other judgement
     charts: Sequence[Chart]
     tables: Sequence[Table]  # representations, attackers, reconstruction: those that there are
     strips: Strips
@@ -101,6 +106,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["unbroken"] = unbroken
     environment.filters["data_uri"] = lambda content, kind: f"data:{kind};base64,{base64.b64encode(content).decode()}"
     tasks = list(dict.fromkeys(task for run in runs if run.judged for task in run.judged.tasks))
     main = next((run.judged.main_task for run in runs if run.judged and run.judged.main_task), None)
@@ -126,6 +132,11 @@ def render(
     )
 
 
+def unbroken(text: str) -> Markup:
+    """A text for HTML whose flags, dates and ``top-1`` stay on one line: a browser would break them at a hyphen."""
+    return Markup(WHOLE.sub(lambda found: f'<span class="whole">{found[0]}</span>', str(escape(text))))
+
+
 def run_section(run: RunStory, key: str, show_raw: bool) -> RunSection:
     """Everything about one run."""
     judged = run.judged
@@ -139,6 +150,7 @@ def run_section(run: RunStory, key: str, show_raw: bool) -> RunSection:
         lead=headline(run),
         verdicts=verdicts(run),
         how_judged=_how_judged(run),
+        also_judged=also_judged(run),
         charts=[chart for chart in charts if chart is not None],
         tables=[made for table in judged_tables if judged and (made := table(judged)) is not None],
         strips=strips,
@@ -177,25 +189,20 @@ def checked_out(path: Path) -> Path:
     """The absolute path of the page.
 
     Raises:
-        UserError: it is a folder, or its folder is a file.
+        UserError: it is a folder, or cannot be written there.
     """
     path = Path(path).expanduser().absolute()
-    if path.is_dir():
-        raise UserError(f"--out {path}: a folder, must be a file, such as {path / 'report.html'}.")
+    check_writable(path, "--out", "report.html")
     return path
 
 
 def write_page(path: Path, page: str) -> None:
-    """A reader sees the old page or the whole new one.
+    """A reader sees the old page or the whole new one. It is there to be shown: others may read it by the umask.
 
     Raises:
         UserError: it cannot be written there.
     """
-    try:
-        write_atomically(path, lambda temporary: _write(temporary, page))
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"--out {path}: cannot be written ({reason}); free some space or name another file.") from error
+    write_file(path, page, "free some space or name another file", flag="--out", mode=BY_UMASK)
 
 
 def _tiles(run: RunStory) -> list[Tile]:
@@ -204,13 +211,14 @@ def _tiles(run: RunStory) -> list[Tile]:
     if judged is not None:
         seen, raw, task = judged.representations[ANONYMIZED], judged.representations.get(RAW), judged.main_task
         if seen.action is not None:
-            beside = f"raw {percent(raw.action.mean)}" if raw and raw.action else ""
+            beside = f"raw\u00a0{percent(raw.action.mean)}" if raw and raw.action else ""
             tiles.append(Tile("action top-1", measured(seen.action), beside))
         leakage = seen.leakage(task) if task else None
         if task and leakage is not None:
             on_raw = raw.leakage(task) if raw else None
-            told = [f"raw {percent(on_raw.mean)}" if on_raw else "", f"chance {percent(judged.chance.get(task))}"]
-            tiles.append(Tile("strongest attacker", measured(leakage), ", ".join(filter(None, told))))
+            told = [f"raw\u00a0{percent(on_raw.mean)}"] if on_raw else []
+            told.append(f"chance\u00a0{percent(judged.chance.get(task))}")
+            tiles.append(Tile("strongest attacker", measured(leakage), ", ".join(told)))
         tiles.append(Tile("held-out videos", str(judged.test_videos or "–"), counted(len(judged.seeds), "seed")))
     tiles.append(Tile("rounds", f"{run.rounds_done} of {run.rounds_planned}", counted(run.sites, "site")))
     tiles.append(Tile("time", duration(run.summary.get("seconds")), f"preset {run.settings.get('preset')}"))
@@ -238,8 +246,3 @@ def _how_judged(run: RunStory) -> str:
 
 def _source(name: str) -> str:
     return resources.files("simulations.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _write(path: Path, page: str) -> None:
-    path.write_text(page, encoding="utf-8")
-    path.chmod(0o644)  # a page is there to be shown; a temporary file is its owner's alone

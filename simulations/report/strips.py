@@ -1,7 +1,8 @@
 """Short strips of held-out videos that play in the page: raw beside anonymized, or anonymized alone.
 
-Raw pictures leave the run folder only where they show nobody: in videos that the run drew itself, or when the one who
-makes the page says so (``--show-raw``). Captions name a person only where raw pictures may be shown too.
+Raw pictures leave the run folder only where they show nobody: in videos that the run drew itself or that carry the mark
+of ``fedspact synth``, or when the one who makes the page says so (``--show-raw``). Captions name a person only where
+raw pictures may be shown too.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from PIL import Image
 from client.video.decode import UnreadableVideo, probe, stream_video
 from client.video.encode import Frames, write_video
 from client.video.rows import Row, read_rows
+from server.runs import RunFolder
 from simulations.pictures import anonymized_frames, choose_rows
-from simulations.report.collect import RunStory
+from simulations.report.collect import RunStory, present_anonymizer
+from simulations.synthetic_mark import is_marked
 from spact_models.anonymizer import Anonymizer
 from spact_models.errors import UserError
 from spact_models.networks import load_anonymizer
@@ -72,13 +75,13 @@ def make_strips(run: RunStory, show_raw: bool = False, count: int = STRIPS) -> S
     except UserError as error:  # of another version, or damaged: the figures can be shown all the same
         return Strips((), f"No strips: the anonymizer cannot be opened. {error}")
     strips, lost = [], 0
+    drawn = {row.path for row in chosen if is_synthetic(run.path, row.path)}
     for row in chosen:
-        with_raw = show_raw or is_synthetic(run.path, row.path)
         try:
-            strips.append(_strip(anonymizer, row, with_raw))
+            strips.append(_strip(anonymizer, row, show_raw or row.path in drawn))
         except (UnreadableVideo, OSError):
             lost += 1
-    return Strips(strips, _note(strips, lost), all(is_synthetic(run.path, row.path) for row in chosen))
+    return Strips(strips, _note(strips, lost), all(row.path in drawn for row in chosen))
 
 
 def run_rows(run: Path) -> list[Row] | None:
@@ -88,15 +91,16 @@ def run_rows(run: Path) -> list[Row] | None:
 
 
 def is_synthetic(run: Path, video: Path) -> bool:
-    """Whether a video is one that the run drew for itself, links followed: it shows nobody."""
-    return video.resolve().is_relative_to((run / SYNTHETIC).resolve())
+    """Whether a video, links followed, was drawn by the run for itself or by ``fedspact synth``: it shows nobody."""
+    return video.resolve().is_relative_to((run / SYNTHETIC).resolve()) or is_marked(video)
 
 
 def run_anonymizer(run: RunStory) -> Anonymizer:
     """The exported anonymizer, or that of the last checkpoint while the run goes on."""
-    exported = run.path / "anonymizer.safetensors"
-    last = run.path / "checkpoints" / f"round-{max(run.checkpoints):04d}.safetensors"
-    return load_anonymizer(exported if exported.exists() else last)[0]
+    model = present_anonymizer(RunFolder.open(run.path))
+    if model is None:
+        raise UserError(f"{run.path}: has no checkpoint yet.")
+    return load_anonymizer(model)[0]
 
 
 def _strip(anonymizer: Anonymizer, row: Row, with_raw: bool) -> Strip:
@@ -161,10 +165,10 @@ def _note(strips: Sequence[Strip], lost: int) -> str:
     if raw == len(strips):
         told = "Held-out videos; on the left as filmed, on the right what the anonymizer makes of them."
     elif raw:
-        told = "Held-out videos; raw footage is shown only where the run drew the video for itself."
+        told = "Held-out videos; raw pictures are shown only of those that are drawn, not filmed."
     else:
         told = (
-            "Held-out videos as the anonymizer shows them. Raw footage is not part of this page: the run did not draw "
-            "these videos for itself, and what they show is not known (--show-raw would include it)."
+            "Held-out videos as the anonymizer shows them. Raw footage is not part of this page: nothing marks these "
+            "videos as drawn, and what they show is not known (--show-raw would include it)."
         )
     return told + (f" {lost} more could not be read." if lost else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from simulations.report.collect import RunStory
@@ -117,7 +118,7 @@ def headline(run: RunStory) -> Sentence:
             if run.finished
             else f"stands after round\u00a0{run.rounds_done}\u00a0of\u00a0{run.rounds_planned}"
         )
-        return Sentence(f"Not judged yet: the game {state}, and no fresh network has looked at its videos.")
+        return Sentence(f"Not judged yet: the game {state}, and no fresh network has looked at its pictures.")
     judged = run.judged
     seen, task = judged.representations[ANONYMIZED], judged.main_task
     kept = _kept(seen, judged.representations.get(RAW), judged.chance.get("action"))
@@ -140,7 +141,7 @@ def _kept(seen: Seen, raw: Seen | None, chance: float | None) -> str:
 def _found(task: str, attack: Attack, chance: float | None) -> str:
     found = attack.leakage.mean
     close = chance is not None and abs(found - chance) < 0.02
-    level = f"(chance {percent(chance, 1 if close else 0)})" if chance is not None else "(chance unknown)"
+    level = f"(chance\u00a0{percent(chance, 1 if close else 0)})" if chance is not None else "(chance unknown)"
     share = f"{'at least ' if attack.leakage.at_least else ''}{percent(found, 1 if close else 0)}"
     who = (
         f"the strongest of {len(attack.attackers)} fresh attackers" if len(attack.attackers) > 1 else "a fresh attacker"
@@ -166,6 +167,37 @@ def verdicts(run: RunStory) -> list[Sentence]:
         return [weak]
     found = [_target(judged, seen), _against_baselines(judged, seen)]
     return [sentence for sentence in found if sentence is not None]
+
+
+def also_judged(run: RunStory) -> list[str]:
+    """A line for each other judgement in the run's folder: how it was made, where it stands, its key figures."""
+    present = run.judged.model.get("sha256") if run.judged else None
+    lines = []
+    for one in run.also_judged:
+        by = f"protocol {one.described['protocol']} with {counted(len(one.seeds), 'seed')}"
+        other = present is not None and one.model.get("sha256") not in (None, present)
+        whose = f" of another anonymizer ({Path(one.model.get('path', 'unknown')).name})" if other else ""
+        stands = f"judged by {by} on {moment(one.described['created'])}{whose}: {one.source}."
+        anonymized = ANONYMIZED in one.representations
+        lines.append(f"Also {stands} {_key(one)}." if anonymized else f"Baselines alone were {stands}")
+    return [*lines, *(f"A judgement that cannot be read: {reason}" for reason in run.unread)]
+
+
+def _key(judged: Judged) -> str:
+    """Action and strongest attacker of the anonymized videos, as the tiles name them."""
+    seen, task = judged.representations[ANONYMIZED], judged.main_task
+    raw, told = judged.representations.get(RAW), []
+    if seen.action is not None:
+        told.append(f"Action {_beside(seen.action, raw.action if raw else None, judged.chance.get('action'))}")
+    if task is not None:
+        leakage = _beside(seen.attacks[task].leakage, raw.leakage(task) if raw else None, judged.chance.get(task))
+        told.append(f"strongest attacker on {name_of(task)} {leakage}")
+    return "; ".join(told) or "It could measure nothing"
+
+
+def _beside(figure: Figure, raw: Figure | None, chance: float | None) -> str:
+    on_raw = f"raw\u00a0{percent(raw.mean)}, " if raw else ""
+    return f"{measured(figure)} ({on_raw}chance\u00a0{percent(chance)})"
 
 
 def _weak_judge(judged: Judged, task: str) -> Sentence | None:

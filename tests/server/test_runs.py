@@ -297,3 +297,14 @@ def test_the_layout_puts_each_curve_beside_its_chance(tmp_path):
         "private questions, with chance": {"judged/raw/identity", "judged/chance/identity"},
         "bytes up": {"train/bytes_up"},
     }  # fmt: skip
+
+
+def test_the_run_around_a_file_is_found(tmp_path):
+    with RunFolder(tmp_path / "run") as folder:
+        folder.begin({})
+    for file in ("anonymizer.safetensors", "checkpoints/round-0001.safetensors"):
+        found = RunFolder.around(folder.path / file)
+        assert found is not None
+        assert found.path == folder.path
+    assert RunFolder.around(folder.path / "a" / "b" / "c.safetensors") is None
+    assert RunFolder.around(tmp_path / "else.safetensors") is None

@@ -418,6 +418,7 @@ def test_the_worst_site_of_a_global_anonymizer_is_judged_on_its_own_test_videos(
         (["--partitions", "action:0"], "must be above 0"),
         (["--partitions", "iid", "--sites", "13"], "site 13 would have no training rows"),
         (["--partitions", "iid", "--sites", "12"], "would have 1 training video"),
+        (["--task", "action"], "--task action: the action is what .* to keep.*allow: .*identity, light, source, site"),
         (["--task", "shoe-size"], "--task shoe-size: cannot be attacked.*identity, light, source, site"),
         (["--arms", "federal"], "--arms federal: must be among"),
         (["--attackers", "psychic"], "--attackers psychic: must be among"),

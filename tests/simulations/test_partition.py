@@ -8,7 +8,7 @@ import pytest
 from client.footage import declared_classes
 from client.site import load_site
 from client.video.rows import Row, read_rows, write_rows
-from simulations.partition import deal_views, load_rows, partition, write_sites
+from simulations.partition import deal_views, dealt_sites, load_rows, partition, write_sites
 from spact_models.errors import UserError
 from spact_models.settings import SimulationConfig
 
@@ -225,3 +225,10 @@ def test_a_column_and_a_concentration_mix_that_columns_values_site_by_site():
 def test_a_mix_that_cannot_be_is_refused(way, message):
     with pytest.raises(UserError, match=message):
         deal(make_rows(), sites=2, partition_by=way)
+
+
+def test_dealt_sites_are_found_again_in_their_order(tmp_path):
+    assert dealt_sites(tmp_path) == []
+    rows = make_rows()
+    files = write_sites(tmp_path / "sites", [[row] for row in rows[:11]], 0, tmp_path / "cache")
+    assert dealt_sites(tmp_path) == files  # site-2 before site-10

@@ -1,6 +1,7 @@
 """The report: what its sentences, tables and charts say of a run, what it leaves out, and what it refuses."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import resource
@@ -27,6 +28,7 @@ from simulations.report.tables import attack_table, reconstruction_table, repres
 from simulations.report.tradeoff import arm_scatter, scatter
 from simulations.report.wire_tables import audit_table, promise_table
 from simulations.report.words import (
+    also_judged,
     byte_size,
     duration,
     headline,
@@ -34,6 +36,7 @@ from simulations.report.words import (
     points,
     verdicts,
 )
+from simulations.runs_list import find_runs
 from spact_models.errors import UserError
 
 TABLE = {"raw": (0.96, 1.0), "downsample4x": (0.7, 0.98), "difference1bit": (0.92, 0.4), "anonymized": (0.94, 0.12)}
@@ -146,7 +149,10 @@ def texts(table):
                 "more.",
             ],
         ),
-        (None, ["Not judged yet: the game stands after round 3 of 3, and no fresh network has looked at its videos."]),
+        (
+            None,
+            ["Not judged yet: the game stands after round 3 of 3, and no fresh network has looked at its pictures."],
+        ),
     ],
 )
 def test_the_first_sentences_say_what_is_kept_and_what_is_missed(found, told, made_up_run, fast, tmp_path):
@@ -216,6 +222,42 @@ def test_a_judgement_of_baselines_alone_leaves_the_run_to_its_summary(made_up_ru
     bare = open_run(made_up_run(tmp_path / "bare", fast, evaluation=alone))
     assert bare.judged is None
     assert "This run was not judged" in render([bare], [])
+
+
+def test_the_newest_judgement_counts_and_each_other_one_has_a_line(made_up_run, judgement, fast, tmp_path):
+    """A judgement by another protocol moves the one before to a name with its date."""
+    path = made_up_run(tmp_path / "run", fast, summary=SUMMARY, evaluation=judgement())  # of 2026-11-25
+    assert not open_run(path).also_judged
+    newer = {"raw": (0.9, 0.8), "anonymized": (0.8, 0.3)}
+    other = judgement(newer, protocol="novel", seeds=(7,), created="2026-11-26T03:00:00+00:00")
+    other.write(path / "evaluation-1.json")
+    bare = judgement({"raw": (0.9, 0.8)}, created="2026-11-27T03:00:00+00:00")
+    bare.write(path / "evaluation-2.json")
+    (path / "evaluation-3.json").write_text("{}")
+    run = open_run(path)
+    assert run.judged.source == "evaluation-1.json"
+    assert find_runs(path)[0][0].action == 0.8
+    assert also_judged(run)[0] in re.sub(r"</?span[^>]*>", "", render([run], []))
+    page = plain(" ".join(also_judged(run)))
+    assert (
+        "Also judged by protocol identity with 3 seeds on 2026-11-25 02:00 UTC: evaluation.json. "
+        "Action 94.0 % (raw 96.0 %, chance 50.0 %); strongest attacker on identity 12.0 % (raw 100.0 %, chance 25.0 %)."
+    ) in page
+    assert "Baselines alone were judged by protocol identity with 3 seeds on 2026-11-27 03:00 UTC: evaluation-2" in page
+    assert "A judgement that cannot be read: " in page
+    assert "evaluation-3.json: not an evaluation of fedspact" in page
+
+
+def test_a_newer_judgement_of_an_earlier_round_does_not_stand_for_the_run(made_up_run, judgement, fast, tmp_path):
+    path = made_up_run(tmp_path / "run", fast, evaluation=judgement())
+    files = {number: path / "checkpoints" / f"round-000{number}.safetensors" for number in (1, 3)}
+    models = {n: {"path": str(f), "sha256": hashlib.sha256(f.read_bytes()).hexdigest()} for n, f in files.items()}
+    judgement(model=models[3]).write(path / "evaluation.json")
+    judgement(model=models[1], created="2026-11-26T03:00:00+00:00").write(path / "evaluation-early.json")
+    run = open_run(path)
+    assert run.judged.source == "evaluation.json"
+    (line,) = also_judged(run)
+    assert "2026-11-26 03:00 UTC of another anonymizer (round-0001.safetensors): evaluation-early.json." in line
 
 
 def test_what_a_quick_evaluation_left_out_is_said_as_that_of_a_summary_is(made_up_run, judgement, fast, tmp_path):
@@ -346,6 +388,7 @@ def test_users_mistakes_are_one_message_and_status_2(tmp_path, made_up_run, judg
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path):
     path = checked_out(tmp_path / "page.html")
     write_page(path, "old")
+    assert path.stat().st_mode & 0o044 == 0o044  # it is there to be shown
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # files end there, as on a full disk
     try:
@@ -701,7 +744,7 @@ def test_the_command_on_a_real_tiny_run(squares, fast, tmp_path, capsys, monkeyp
     assert str(out / "report.html") in capsys.readouterr().out
     assert opened == [(out / "report.html").as_uri()]
     assert "Not judged yet" in page
-    assert "Raw footage is not part of this page: the run did not draw these videos for itself" in page
+    assert "Raw footage is not part of this page: nothing marks these videos as drawn" in page
     assert '<a href="#strips">Anonymized videos</a>' in page  # as the heading says
     assert page.count("<video ") == 4  # the test rows that the run has
     assert Path(out / "report.html").stat().st_size < 8e6

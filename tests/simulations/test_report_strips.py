@@ -12,6 +12,7 @@ from simulations.pictures import choose_rows
 from simulations.report.collect import open_run
 from simulations.report.page import render
 from simulations.report.strips import MAX_BYTES, TILE_PX, is_synthetic, make_strips
+from simulations.synthetic import SynthConfig, synthesize
 from spact_models.networks import load_anonymizer
 
 
@@ -78,6 +79,37 @@ def test_a_link_into_the_drawn_folder_does_not_make_footage_synthetic(drawn_run,
     assert not is_synthetic(drawn_run.path, link)
     assert is_synthetic(drawn_run.path, drawn_run.path / "synthetic" / "videos" / "00.mp4")
     assert not is_synthetic(drawn_run.path, drawn_run.path / "synthetic" / ".." / ".." / "other.mp4")
+
+
+def test_a_drawn_set_outside_the_run_is_shown_raw_and_footage_in_its_folder_is_not(
+    made_up_run, squares, fast, tmp_path
+):
+    out = tmp_path / "set"
+    rows = read_rows(synthesize(SynthConfig(clips=24, identities=4, sites=2, size_px=32, frames=10), out, workers=1))
+    path = made_up_run(tmp_path / "run", fast, rounds=1, data=False)
+    write_rows(rows, path / "data.csv")
+    made = make_strips(open_run(path))
+    assert made.all_synthetic
+    assert all(strip.raw and strip.person for strip in made.strips)
+    (tmp_path / "link.mp4").symlink_to(rows[0].path)
+    assert is_synthetic(path, tmp_path / "link.mp4")
+    moved = out.rename(tmp_path / "moved")
+    drawn = moved / rows[0].path.relative_to(out)
+    assert is_synthetic(path, drawn)
+
+    footage = read_rows(squares)[0].path
+    (moved / "videos" / "holiday.mp4").write_bytes(footage.read_bytes())  # not listed
+    assert not is_synthetic(path, moved / "videos" / "holiday.mp4")
+    copy = moved.parent / "copy.mp4"
+    copy.write_bytes(drawn.read_bytes())  # drawn, but no mark above it
+    assert not is_synthetic(path, copy)
+    drawn.write_bytes(footage.read_bytes())  # under a listed name
+    assert not is_synthetic(path, drawn)
+    other = moved / rows[1].path.relative_to(out)
+    assert is_synthetic(path, other)
+    for damaged in ("", "[]", "{}", '{"format": "fedspact-synthetic", "format_version": 1, "videos": []}'):
+        (moved / "synthetic.json").write_text(damaged)
+        assert not is_synthetic(path, other)
 
 
 def test_a_strip_begins_at_once_and_is_small(made_up_run, fast, tmp_path):

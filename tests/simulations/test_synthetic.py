@@ -341,6 +341,7 @@ def test_a_folder_in_use_is_kept_and_force_replaces_only_the_set(tmp_path: Path)
     assert set(fingerprints(out)) - ours == {
         "manifest.csv",
         "notes.txt",
+        "synthetic.json",
         "videos/holiday.mp4",
     }
 
