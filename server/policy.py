@@ -34,7 +34,7 @@ class Policy:
     leakage_share: float = 1.0  # at most, of what the strongest attacker finds on raw video at the same site
     utility_share: float = 0.0  # at least, of a fresh action network's top-1 on raw video at the same site
     raw_leakage: float = 0.5  # attackers that find less than this on raw video say nothing of the anonymised
-    learned: float = LEARNED  # attackers that knew less than this share of their own training clips had too few steps
+    learned: float = 0.0  # attackers that knew less of their own training clips are no evidence; 0 = not asked
     videos: int = 20  # a question put to fewer held-out videos is no evidence
     silent_sites: int = 0  # so many connected sites may fail to judge: the worst one must not be the silent one
     labelled_sites: int = 1  # so many must tell utility, unless utility and utility_share are 0
@@ -140,6 +140,10 @@ def decide(policy: Policy, sites: Sequence[SiteJudgement], silent: Sequence[Drop
         weakness = _weakness(policy, site)
         if weakness is None:
             counted.append(site)
+            if early := unfinished(policy, site, LEARNED):
+                notes.append(
+                    f"site {site.name}: leakage is a lower bound, {_knew(early)}; more judge.steps may find more"
+                )
         else:
             notes.append(f"site {site.name} does not count: {weakness}")
     if len(counted) < policy.sites:
@@ -159,22 +163,23 @@ def usable(policy: Policy, site: SiteJudgement) -> list[Question]:
     return [one for one in enough if one.raw_leakage >= policy.raw_leakage]
 
 
-def unfinished(policy: Policy, site: SiteJudgement) -> list[Question]:
-    """The private questions put to enough videos whose attackers' steps ended too early: they may leak more."""
+def unfinished(policy: Policy, site: SiteJudgement, learned: float) -> list[Question]:
+    """The private questions put to enough videos whose attackers knew less than ``learned`` of their own clips."""
     enough = [one for one in site.judgement.attacks if one.videos >= policy.videos]
-    return [one for one in enough if one.learned is not None and one.learned < policy.learned]
+    return [one for one in enough if one.learned is not None and one.learned < learned]
+
+
+def _knew(early: Sequence[Question]) -> str:
+    shares = ", ".join(f"{one.task} {one.learned:g}" for one in early)
+    return f"when their steps ended attackers knew less of their own training clips ({shares})"
 
 
 def _weakness(policy: Policy, site: SiteJudgement) -> str | None:
     """Why a site's judgement is no evidence; None when it is."""
     if site.judgement.attackers < max(1, len(policy.attackers)):
         return f"{site.judgement.attackers} attackers asked, {max(1, len(policy.attackers))} needed"
-    if early := unfinished(policy, site):  # one is enough: what leaks most may be what it has not found yet
-        knew = ", ".join(f"{one.task} {one.learned:g}" for one in early)
-        return (
-            f"learned = {policy.learned:g} is needed, when their steps ended attackers knew less of their own training "
-            f"clips ({knew}) and may find more: give them more judge.steps"
-        )
+    if early := unfinished(policy, site, policy.learned):  # one is enough: what leaks most may be what it has not found
+        return f"learned = {policy.learned:g} is needed, {_knew(early)} and may find more: give them more judge.steps"
     sound = {one.task for one in usable(policy, site)}
     lacking = [name for name in policy.questions if name not in sound]
     if sound and not lacking:

@@ -31,12 +31,12 @@ def test_retrieval_alone_counts_and_tells_nothing_of_its_own_clips(tmp_path):
 @pytest.mark.parametrize(
     ("learned", "more", "passes"),
     [
-        ({"learned": 0.9}, "", True),
-        ({"learned": 0.8999}, "", False),
-        ({}, "", False),  # a site of an earlier version
+        ({"learned": 0.9}, "learned: 0.9\n", True),
+        ({"learned": 0.8999}, "learned: 0.9\n", False),
+        ({}, "learned: 0.9\n", False),  # a site of an earlier version
         ({"learned": 0.5}, "learned: 0.5\n", True),
-        ({}, "learned: 0\n", True),
-        ({"learned": 0.1, "videos": 19}, "", True),  # put to too few videos: no evidence for anything anyway
+        ({}, "", True),
+        ({"learned": 0.1, "videos": 19}, "learned: 0.9\n", True),  # put to too few videos: no evidence anyway
     ],
 )
 def test_an_attacker_that_stopped_early_makes_its_site_no_evidence(tmp_path, learned, more, passes):
@@ -53,3 +53,10 @@ def test_a_fresh_action_network_that_stopped_early_is_no_hindrance(tmp_path):
     """Steps that end too early understate utility, which can fail a release and never pass one."""
     found = site(retrieval_all={}, identity=FINISHED, action={"learned": 0.2})
     assert decide(policy(tmp_path), [found], []).passed
+
+
+@pytest.mark.parametrize(("learned", "said"), [(0.15, True), (0.9, False)])
+def test_a_pass_says_where_leakage_is_a_lower_bound(tmp_path, learned, said):
+    decision = decide(policy(tmp_path), [site(identity={"learned": learned})], [])
+    assert decision.passed
+    assert any("lower bound" in note and f"identity {learned:g}" in note for note in decision.notes) == said
