@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from client.dp import Groups, private_round
+from client.prefetch import prefetched, worth_a_thread
 from client.state import LocalState
 from client.video.loader import ClipLoader
 from client.video.rows import Row
@@ -81,7 +84,8 @@ def local_round(
         if settings.dp.unit == "videos":
             _play_by_groups(task, settings, players, groups)
         else:
-            seen = _play_phase(task, settings, players, _batches(task, settings, site_name, loader, players))
+            with closing(_batches(task, settings, site_name, loader, players)) as batches:
+                seen = _play_phase(task, settings, players, batches)
     compute_again(players, ())  # a block that knows its wrapper waits for the garbage collector, on the device
     weights, left = snapshot(networks.anonymizer, networks.action), _leave_table(task, players, networks)
     _check_finite(task, {**weights, **left.privacy, **left.buffers})
@@ -156,16 +160,52 @@ def prepared(
         yield prepare(moved, augment, generator, frames.labels_B)
 
 
+@contextmanager
+def fed(
+    frame_batches: Iterator[FrameBatch],
+    settings: Settings,
+    generator: torch.Generator,
+    device: torch.device,
+    beside: bool | None = None,
+) -> Iterator[Iterator[Batch]]:
+    """:func:`prepared`, the same batches; ``beside``: each in a thread of its own while the one before it is played.
+
+    None: where that is worth a thread.
+    """
+    made = prepared(frame_batches, settings, generator, device)
+    if not (worth_a_thread(device) if beside is None else beside):
+        yield made
+        return
+    with prefetched(_with_views(made) if settings.game.omega else made) as batches:
+        yield batches
+
+
+def _with_views(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Views are made when they are first looked at; with ``game.omega`` every move looks at them."""
+    for batch in batches:
+        _ = batch.first_NCTHW, batch.second_NCTHW
+        yield batch
+
+
 def _batches(
     task: RoundTask, settings: Settings, site_name: str, loader: ClipLoader, players: Players
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     seed = seed_for("batches", settings.seed, task.server_round, site_name)
     generator = torch.Generator().manual_seed(seed_for("augment", settings.seed, task.server_round, site_name))
     seed_noise("noise", settings.seed, task.server_round, site_name)  # f_A's output noise
     device = next(players.f_A.parameters()).device
-    for batch in prepared(loader.training(seed), settings, generator, device):
-        on_step.get()()
-        yield batch
+    asked = islice(loader.training(seed), batches_of_round(settings, task.phase))  # none is made in vain
+    with fed(asked, settings, generator, device) as batches:
+        for batch in batches:
+            on_step.get()()
+            yield batch
+
+
+def batches_of_round(settings: Settings, phase: str) -> int:
+    """How many batches a site draws in a round of this phase."""
+    if phase == "warmup":
+        return settings.warmup.steps
+    return settings.game.catch_up_steps + settings.rounds.cycles * (1 + settings.game.critic_steps)
 
 
 def _play_phase(task: RoundTask, settings: Settings, players: Players, batches: Iterator[Batch]) -> list[Losses]:

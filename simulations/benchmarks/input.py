@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
 
-from client.training import prepared
+from client.prefetch import worth_a_thread
+from client.training import fed
 from client.video.cache import FrameCache
 from client.video.loader import ClipLoader
 from client.video.rows import Row as VideoRow
 from simulations.benchmarks.measured import Row, in_turns
-from simulations.benchmarks.step import Scene, pair
+from simulations.benchmarks.step import Scene
 from simulations.benchmarks.videos import write_videos
+from spact_models.minimax import anonymizer_move, critics_move
 from spact_models.networks import anonymizer_config
 from spact_models.run_config import load_settings
 from spact_models.settings import Settings
+from spact_models.views import Batch
 
 BATCHES = 8
 
@@ -74,26 +79,36 @@ def measure_loader(quick: bool, repeats: int, on_step: Callable[[], object]) -> 
 
 
 def measure_feed(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
-    """Steps on batches that the loader brings, against steps on one batch that is there."""
+    """Moves on batches that the loader brings, one for each as in play, against moves on one batch that is there.
+
+    And the same moves with the next batch made by a thread of its own, against each made in the step.
+    """
     scene = Scene.make("fp32", quick=True)
     players = scene.ours()
     settings = replace(scene.settings, batch=replace(scene.settings.batch, clips=8, views=8))
     cycles = 4 if quick else 16
     with tempfile.TemporaryDirectory() as folder:
         loader = _loader(_rows(Path(folder), 16), settings, Path(folder) / "cache")
-        coming = prepared(loader.training(0), settings, torch.Generator().manual_seed(0), scene.device)
+        seeds = itertools.count()
 
-        def ours() -> None:
+        def play(batches: Iterator[Batch]) -> None:
             for _ in range(cycles):
-                pair(players, replace(scene, batch=next(coming)))
+                anonymizer_move(players, next(batches), settings.game)
+                critics_move(players, next(batches), settings.game)
 
-        def alone() -> None:
-            for _ in range(cycles):
-                pair(players, scene)
+        def ours(beside: bool | None = None) -> None:
+            generator = torch.Generator().manual_seed(0)
+            with fed(loader.training(next(seeds)), settings, generator, scene.device, beside) as batches:
+                play(batches)
 
-        own, other, ratio = in_turns(ours, alone, repeats, on_step)
+        own, other, ratio = in_turns(ours, lambda: play(itertools.repeat(scene.batch)), repeats, on_step)
         what = f"{cycles} pairs of moves, tiny preset (8 clips, 8 pairs), with loader and augmentation, against without"
-        yield Row("feed", what, "s", own, other, ratio, 0.95, "at least", "one batch serves both moves here")
+        ahead = "the next one made meanwhile" if worth_a_thread(scene.device) else "each made when it is asked for"
+        yield Row("feed", what, "s", own, other, ratio, 0.95, "at least", f"a batch for each move, {ahead}")
+        own, other, ratio = in_turns(partial(ours, True), partial(ours, False), repeats, on_step)
+        what = "the same moves, the next batch made by a thread of its own, against each made in the step"
+        note = "" if worth_a_thread(scene.device) else "on a CPU training makes them in the step"
+        yield Row("feed-ahead", what, "s", own, other, ratio, None, "at least", note)
 
 
 def _rows(folder: Path, count: int) -> list[VideoRow]:

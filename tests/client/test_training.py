@@ -1,14 +1,26 @@
 """One local round on real videos: state in, game, state out, and nothing besides."""
 
 import copy
+import threading
+import time
 from dataclasses import replace
 from itertools import islice
 
 import pytest
 import torch
 
+from client.prefetch import prefetched
 from client.state import LocalState, StateFolder
-from client.training import RoundTask, evaluate, load_buffers, local_round, on_step, prepared, seat_players
+from client.training import (
+    RoundTask,
+    batches_of_round,
+    evaluate,
+    load_buffers,
+    local_round,
+    on_step,
+    prepared,
+    seat_players,
+)
 from client.video import sampling
 from client.video.cache import FrameCache
 from client.video.loader import ClipLoader
@@ -407,3 +419,108 @@ def test_a_round_within_a_memory_budget_is_the_same_round(site, caplog):
         assert not any("forward" in vars(m) for m in [*networks.anonymizer.modules(), *networks.action.modules()])
     moved = distance(results[0].weights, plain.weights)  # Adam makes a step of a rounding where a gradient is 0
     assert distance(results[0].weights, results[1].weights) < 0.02 * moved
+
+
+@pytest.fixture
+def beside(monkeypatch):
+    """Batches are made beside the step, as for a GPU, and the step has more threads than one."""
+    monkeypatch.setattr("client.training.worth_a_thread", lambda _: True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def prefetching():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+@pytest.mark.parametrize("omega", [1.0, 0.0])
+@pytest.mark.parametrize("number", [1, 2])
+def test_batches_made_beside_the_step_leave_the_same_weights(site, number, omega, monkeypatch, beside):  # noqa: ARG001
+    noisy = {"networks.output_noise": 0.2, "game.omega": omega}
+    makers = set()
+    real = ClipLoader.batch_of
+
+    def seen(*args):
+        makers.add(threading.current_thread().name)
+        return real(*args)
+
+    monkeypatch.setattr(ClipLoader, "batch_of", seen)
+    ahead = site(**noisy).look(number)
+    assert makers
+    assert all(name.startswith("prefetch") for name in makers)
+    assert torch.get_num_threads() == 2
+    assert prefetching() == []
+    makers.clear()
+    monkeypatch.setattr("client.training.worth_a_thread", lambda _: False)
+    within = site(**noisy).look(number)
+    assert makers == {threading.current_thread().name}
+    assert equal(ahead.weights, within.weights)
+    assert equal(ahead.state.privacy, within.state.privacy)
+    assert ahead.metrics["loss.privacy"] == within.metrics["loss.privacy"]
+
+
+def test_no_batch_is_made_in_vain(site, monkeypatch, beside):  # noqa: ARG001
+    made = []
+    real = ClipLoader.batch_of
+    monkeypatch.setattr(ClipLoader, "batch_of", lambda *args: made.append(1) or real(*args))
+    one = site()
+    for number in (1, 2):
+        made.clear()
+        one.play(number)
+        assert len(made) == batches_of_round(one.settings, one.settings.phase(number))
+
+
+def test_what_breaks_in_a_round_ends_it_and_leaves_no_thread(site, monkeypatch, beside):  # noqa: ARG001
+    def broken(*_):
+        raise UserError("the disk is full")
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    token = on_step.set(interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            site().look(2)
+    finally:
+        on_step.reset(token)
+    assert prefetching() == []
+    with monkeypatch.context() as patch:
+        patch.setattr("client.training.play", lambda _, batches, *__: [next(batches), 1 / 0])  # the step itself
+        with pytest.raises(ZeroDivisionError) as held:
+            site().look(2)
+    assert held.traceback  # as long as it is there, so is everything that the round held
+    assert prefetching() == []
+    monkeypatch.setattr(ClipLoader, "batch_of", broken)
+    with pytest.raises(UserError, match="the disk is full") as caught:
+        site().look(2)
+    assert [entry.name for entry in caught.traceback][-1] == "broken"  # where it happened, in the other thread
+    assert prefetching() == []
+
+
+def test_one_item_is_made_ahead_and_no_more_in_a_thread_that_works_alone(beside):  # noqa: ARG001
+    made, asked, threads = [], threading.Event(), set()
+
+    def items():
+        for number in range(4):
+            torch.rand(200_000).add_(1)  # an operation large enough for several threads
+            threads.add(torch.get_num_threads())
+            made.append(number)
+            if number == 2:
+                asked.set()
+            yield number
+
+    with prefetched(items()) as coming:
+        assert next(coming) == 0
+        assert next(coming) == 1
+        assert asked.wait(10)
+        time.sleep(0.05)  # room for one too many
+        assert made == [0, 1, 2]
+        assert list(coming) == [2, 3]
+    assert prefetching() == []
+    assert threads == {1}
+    assert torch.get_num_threads() == 2
+    with prefetched(items()) as coming:
+        next(coming)  # and left early
+    assert prefetching() == []
