@@ -20,7 +20,7 @@ from simulations.benchmarks.measured import Row, Spread, in_turns
 from simulations.benchmarks.videos import write_videos
 from simulations.centralized import centralize
 from simulations.compare.plan import pooled
-from simulations.federated import simulate
+from simulations.federated import simulate, sites_at_once
 from simulations.laboratory import Laboratory
 from spact_models.errors import RunStopped
 from spact_models.resident import peak_rss_mb
@@ -31,7 +31,8 @@ VIDEOS_A_SITE = 24  # no fewer than a batch has views
 MANY, MANY_GIB = 100, 6.0
 AT_ONCE = 4
 Training = tuple[Callable[[Laboratory], object], Settings]
-MOST_REPEATS = {16: 2}  # pairs; 16 sites take minutes
+MOST_REPEATS = {16: 2}  # pairs; 16 sites take long
+OVERHEAD = 1.05  # what a federation may take, of pooled training's time
 
 
 def measure_4(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
@@ -42,6 +43,11 @@ def measure_4(quick: bool, repeats: int, on_step: Callable[[], object]) -> Itera
 def measure_16(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
     """Sixteen sites."""
     yield _overhead(16, quick, repeats, on_step)
+
+
+def measure_serial(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
+    """Four sites one after the other, each with all cores, as on a GPU: the overhead without what sharing wins."""
+    yield _overhead(4, quick, repeats, on_step, at_once=1)
 
 
 def measure_at_once(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:
@@ -69,20 +75,26 @@ def measure_100(quick: bool, repeats: int, on_step: Callable[[], object]) -> Ite
     peak_gib = float(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1]) / 2**10
     on_step()
     what = f"peak memory of {MANY} sites of the tiny preset (batches of 8) in one process, two rounds"
-    yield Row("sites-100", what, "GiB", Spread.of([peak_gib]), None, None, MANY_GIB, "at most")
+    together = sites_at_once(_settings(MANY, small=True), MANY, torch.device("cpu"))
+    note = f"on the CPU, {together} of them at work at the same time: each of those has its networks in memory"
+    yield Row("sites-100", what, "GiB", Spread.of([peak_gib]), None, None, MANY_GIB, "at most", note)
 
 
-def _overhead(sites: int, quick: bool, repeats: int, on_step: Callable[[], object]) -> Row:
-    """Equal optimizer steps on the same videos: as sites, and pooled."""
+def _overhead(sites: int, quick: bool, repeats: int, on_step: Callable[[], object], at_once: int = 0) -> Row:
+    """Equal optimizer steps on the same videos: as sites, ``at_once`` of them (0: as many as play by default), pooled.
+
+    Sites side by side use cores that pooled training, which is one game, leaves idle.
+    """
     settings = _settings(sites, quick)
+    chosen = replace(settings, simulation=replace(settings.simulation, sites_at_once=at_once))
     twin = (centralize, pooled(settings, sites))
-    own, other, ratio = _played(
-        sites, (simulate, settings), twin, min(repeats, MOST_REPEATS.get(sites, repeats)), on_step
-    )
+    pairs = min(repeats, MOST_REPEATS.get(sites, repeats))
+    own, other, ratio = _played(sites, (simulate, chosen), twin, pairs, on_step)
+    how = "one after the other" if at_once == 1 else "at the same time on a CPU's cores"
+    name = "federation-serial" if at_once == 1 else f"federation-{sites}"
     what = f"{sites} sites in one process against pooled training, equal steps, tiny preset, rounds cut to a third"
-    return Row(
-        f"federation-{sites}", what, "s", own, other, ratio.turned, 1.05, "at most", "ratio: ours over the twin's"
-    )
+    note = f"ratio: ours over the twin's; sites {how}"
+    return Row(name, what, "s", own, other, ratio.turned, OVERHEAD, "at most", note)
 
 
 def _played(
