@@ -163,10 +163,10 @@ def _material(args: argparse.Namespace, model: Model, settings: Settings) -> tup
 
 
 def _suite(args: argparse.Namespace, data: Data, attackers: tuple[str, ...], preset: str) -> Suite:
-    from simulations.protocols.evaluation import SURE
     from simulations.protocols.plans import check_columns, check_matchers, plan
     from simulations.protocols.suite import QUICK, REPRESENTATIONS
     from spact_models.attackers import CHEAPEST, ONE_OF_EACH, check_attackers
+    from spact_models.learned import SURE
 
     check_columns(_names(args.task), data)
     protocol = _protocol(args, data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simulations.protocols.evaluation import LEARNED, stopped_early
+from spact_models.learned import LEARNED, stopped_early
 
 MORE_STEPS = "what attackers with more steps find"
 HOW = "judge with more: fedspact compare --trained DIR --set judge.steps=N"

@@ -18,8 +18,9 @@ from simulations.compare.folder import CELLS, ComparisonFolder
 from simulations.compare.plan import BASELINES, CENTRALIZED, FEDERATED, LOCAL, Cell, Plan
 from simulations.compare.statistics import LEAKAGE_MARGIN, UTILITY_MARGIN, Hits, compare_hits
 from simulations.partition import partition
-from simulations.protocols.evaluation import FILE, Figure, least_learned, now, read_evaluation
+from simulations.protocols.evaluation import FILE, Figure, now, read_evaluation
 from simulations.protocols.suite import versions
+from spact_models.learned import least_learned
 
 FORMAT, FORMAT_VERSION = "fedspact-comparison", 1
 ACTION = "action"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulations.protocols.evaluation import stopped_early
+from spact_models.learned import stopped_early
 from spact_models.metrics import paired_bootstrap
 
 Hits = NDArray[np.float64]  # (S, V): seeds, test videos

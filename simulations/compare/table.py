@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simulations.compare.bounds import MORE_STEPS, warning
-from simulations.protocols.evaluation import stopped_early
+from spact_models.learned import stopped_early
 
 MB = 1e6
 RIGHT = 1  # from this column on, text stands at the right

@@ -17,8 +17,6 @@ import numpy as np
 
 from spact_models.errors import UserError
 from spact_models.files import write_file
-from spact_models.learned import LEARNED as LEARNED
-from spact_models.learned import SURE as SURE
 from spact_models.learned import least_learned, stopped_early
 from spact_models.metrics import bootstrap_interval
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from simulations.protocols.evaluation import ACTION, LEARNED, Evaluation, Figure
+from simulations.protocols.evaluation import ACTION, Evaluation, Figure
+from spact_models.learned import LEARNED
 
 NOTHING, AT_LEAST = "–", "≥"
 METRICS = {"attributes": "attributes cMAP", "attributes_f1": "attributes macro-F1"}  # all others are top-1

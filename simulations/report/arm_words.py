@@ -7,10 +7,10 @@ from typing import Any
 
 from simulations.compare.bounds import warning
 from simulations.compare.statistics import BY_LOWER_BOUNDS, FAILS, HOLDS, UNDECIDED
-from simulations.protocols.evaluation import stopped_early
 from simulations.report.collect import ComparisonStory
 from simulations.report.judged import Figure
 from simulations.report.words import Sentence, counted, measured, name_of, points
+from spact_models.learned import stopped_early
 
 TRAINED = ("centralized", "federated", "local-only")
 

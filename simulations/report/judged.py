@@ -12,6 +12,7 @@ from typing import Any
 
 from simulations.protocols import evaluation
 from simulations.protocols.evaluation import FILE, Evaluation, Represented
+from spact_models.learned import least_learned, stopped_early
 
 PREFERRED_TASKS = ("identity", "attributes", "source", "retrieval_same_source", "retrieval_all")
 ANONYMIZED, RAW = "anonymized", "raw"
@@ -31,7 +32,7 @@ class Figure:
     @property
     def at_least(self) -> bool:
         """Whether a network with more steps may have found more."""
-        return evaluation.stopped_early(self.learned)
+        return stopped_early(self.learned)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Attack:
         """The strongest attacker's, ``learned`` as little as the least finished of all had."""
         figure = self.attackers[self.strongest]
         told = [one.learned for one in self.attackers.values()]
-        return replace(figure, learned=evaluation.least_learned(figure.mean, told))
+        return replace(figure, learned=least_learned(figure.mean, told))
 
     @property
     def macro_f1(self) -> Figure | None:

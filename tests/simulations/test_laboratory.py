@@ -26,13 +26,13 @@ from simulations.laboratory import (
     settings_from,
 )
 from simulations.partition import load_rows
-from simulations.protocols.evaluation import SURE
 from simulations.protocols.suite import judge_suite
 from simulations.protocols.text import table
 from spact_models.anonymizer import Anonymizer
 from spact_models.checkpoint import load_checkpoint
 from spact_models.errors import UserError
 from spact_models.exchange import snapshot
+from spact_models.learned import SURE
 from spact_models.networks import anonymizer_config, buffers_of, build_networks, checkpoint_header
 from spact_models.run_config import load_settings
 
@@ -73,6 +73,15 @@ def test_the_run_folder_is_made_only_when_everything_else_is_right(squares, tmp_
         with pytest.raises(UserError):
             open_laboratory(args(**changes))
         assert not (tmp_path / "run").exists()
+    bare = args()
+    bare.data = tmp_path / "bare.csv"
+    write_rows([replace(row, action=None) for row in read_rows(squares)], bare.data)
+    with pytest.raises(UserError, match=r"bare\.csv: its rows name 0 actions, must be at least 2"):
+        open_laboratory(bare)  # before anything is decoded
+    assert not (tmp_path / "run").exists()
+    named = args(**{"action.classes": "jump,walk"})
+    named.data, named.out = bare.data, tmp_path / "named"
+    assert open_laboratory(named).judged
     lab = open_laboratory(args())
     assert lab.run.path == tmp_path / "run"
     assert len(lab.rows) == 16
@@ -126,6 +135,10 @@ def test_the_exported_anonymizer_is_that_of_the_last_round_alone(tmp_path, fast)
     assert not exported.training
     names = load_checkpoint(run.path / "anonymizer.safetensors").tensors
     assert {name.removeprefix("buffers.").partition(".")[0] for name in names} == {"anonymizer"}
+    (run.path / "anonymizer.safetensors").unlink()
+    (run.path / "anonymizer.safetensors").mkdir()
+    with pytest.raises(UserError, match=r"anonymizer\.safetensors: cannot be written \(Is a directory\).*--resume"):
+        export_anonymizer(run)
 
 
 def test_bytes_up_is_the_mean_over_training_rounds(tmp_path):
