@@ -1,74 +1,123 @@
-"""A Grid whose pulls return in time, however slow the link is over which a reply is still coming."""
+"""A Grid whose pulls return at once, however slow the link is over which a reply is still coming."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
+from typing import Any, cast
 
 from flwr.app import Message
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesResponse
 from flwr.serverapp import Grid
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.superlink.grid.http_grid import HttpGrid
 
 from server.grid import GridAround
 
-PATIENCE_SECONDS = 2.0  # a reply that lies at the SuperLink is here by then, or soon after
-AT_ONCE = 8  # pulls that may hang; each may hold one reply in memory when it ends
-
 
 class UnblockedGrid(GridAround):
-    """Wraps Flower's Grid: a pull that hangs goes on beside the others instead of holding them up.
+    """Wraps Flower's Grid: a reply is pulled when all of it lies at the SuperLink, and until then there is none.
 
     Flower announces a reply before its arrays have arrived, and a pull (flwr 1.41) does not return before the last of
-    them has: one site behind a slow link would hold up every other site's reply, and the deadline. Here such a pull
-    is left to a thread of its own after ``patience_seconds`` and answered with "nothing yet" until it is done. As long
-    as nothing hangs, one pull runs at a time.
+    them has; meanwhile it keeps what came so far. One site behind a slow link would hold up every other site's reply
+    and the deadline, and many slow sites side by side would fill the memory. Here the announcement is kept, and each
+    pull first asks for the object that a site sends last, which is small. Until that is there nothing of the reply is
+    fetched. So nothing hangs, and one reply at a time is in memory, whole or in part, however many sites are slow.
+
+    Only the Grid that speaks to a SuperLink is treated so; any other has its replies whole and is passed on to. It
+    reaches into one private name of flwr, hence the pin in pyproject.toml.
 
     Args:
-        inner: the Grid to wrap. Its pulls are called from threads, one at a time unless some hang.
-        patience_seconds: how long a new pull is waited for.
-        at_once: how many pulls may hang; while so many do, no other is begun.
+        inner: the Grid to wrap.
     """
 
-    def __init__(self, inner: Grid, patience_seconds: float = PATIENCE_SECONDS, at_once: int = AT_ONCE) -> None:
+    def __init__(self, inner: Grid) -> None:
         super().__init__(inner)
-        self._patience_seconds = patience_seconds
-        self._at_once = at_once
-        self._hanging: dict[str, _Pull] = {}
+        self._whole: _WholeReplies | None = None
+        if isinstance(inner, HttpGrid):
+            self._whole = _WholeReplies(inner._runtime_client)
+            inner._client = cast(RuntimeHttpClient, self._whole)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies that are wholly here; a message whose pull hangs has none yet.
+        """The replies that are wholly here; one that is still on its way is none yet.
 
         Raises:
-            Exception: what the wrapped Grid's pull raised.
+            Exception: what the wrapped Grid's pull raised. The reply can be asked for again.
         """
         return [reply for name in message_ids for reply in self._pulled(name)]
 
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        raise NotImplementedError("an UnblockedGrid is pulled from; wrap it in an ArrivalGrid")
+
     def _pulled(self, name: str) -> list[Message]:
-        pull = self._hanging.pop(name, None)
-        if pull is None:
-            if len(self._hanging) >= self._at_once:
-                return []
-            pull = _Pull(self._inner, name)
-            pull.done.wait(self._patience_seconds)
-        if not pull.done.is_set():
-            self._hanging[name] = pull
-            return []
-        if pull.error is not None:
-            raise pull.error
-        return pull.replies
-
-
-class _Pull:
-    """One pull in a thread that does not keep the process alive."""
-
-    def __init__(self, grid: Grid, name: str) -> None:
-        self.done = threading.Event()
-        self.replies: list[Message] = []
-        self.error: Exception | None = None
-        threading.Thread(target=self._run, args=(grid, name), daemon=True).start()
-
-    def _run(self, grid: Grid, name: str) -> None:
+        if self._whole is None:
+            return list(self._inner.pull_messages([name]))
         try:
-            self.replies = list(grid.pull_messages([name]))
-        except Exception as error:  # handed over to whoever asks for the reply
-            self.error = error
-        self.done.set()
+            replies = list(self._inner.pull_messages([name]))
+        except _NotYet as missing:
+            self._whole.await_object(name, missing.object_id)
+            return []
+        self._whole.forget(name)
+        return replies
+
+
+class _NotYet(Exception):
+    """An object of a reply is still on its way to the SuperLink. Flower's pull ends with it and drops what it has."""
+
+    def __init__(self, object_id: str) -> None:
+        super().__init__(object_id)
+        self.object_id = object_id
+
+
+class _WholeReplies:
+    """Flower's client of the SuperLink, but where an object is missing it says so and lets nobody wait for it.
+
+    A SuperLink announces a reply once. The announcement (hashes) is kept until all of the reply has been pulled.
+    """
+
+    def __init__(self, client: RuntimeHttpClient) -> None:
+        self._client = client
+        self._announced: dict[str, PullAppMessagesResponse] = {}
+        self._awaited: dict[str, str] = {}  # message id -> the object to ask for before any other
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def PullMessages(self, request: PullAppMessagesRequest) -> PullAppMessagesResponse:
+        """The announcement of one message's reply, when the object that is awaited has come.
+
+        Raises:
+            _NotYet: it has not.
+        """
+        (name,) = request.message_ids
+        response = self._announced.get(name)
+        if response is None:
+            response = self._client.PullMessages(request)
+            if not response.messages_list:
+                return response
+            self._announced[name] = response
+            self._awaited[name] = response.message_object_trees[0].object_id  # a site sends it after all its children
+        run_id, node = response.messages_list[0].metadata.run_id, Node(node_id=SUPERLINK_NODE_ID)
+        self.PullObject(PullObjectRequest(node=node, run_id=run_id, object_id=self._awaited[name]))
+        return response
+
+    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:
+        """One object.
+
+        Raises:
+            _NotYet: it is still on its way. One that will never come is not found instead.
+        """
+        response = self._client.PullObject(request)
+        if response.object_found and not response.object_available:
+            raise _NotYet(request.object_id)
+        return response
+
+    def await_object(self, name: str, object_id: str) -> None:
+        """Sites send two objects at a time: the last may overtake one, which is then what to wait for."""
+        self._awaited[name] = object_id
+
+    def forget(self, name: str) -> None:
+        self._announced.pop(name, None)
+        self._awaited.pop(name, None)
