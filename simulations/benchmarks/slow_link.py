@@ -79,10 +79,12 @@ class Link:
     Args:
         port: of the SuperLink behind it.
         bits_per_second: for each direction, over all its connections together; None: as fast as it goes.
+        uplink_only: what comes down to the site is as fast as it goes, as with most homes' links.
     """
 
     port: int
     bits_per_second: float | None = None
+    uplink_only: bool = False
     up: int = 0  # bytes from the site so far
     down: int = 0
     _free: dict[str, float] = field(default_factory=dict)  # direction -> when its link is free again
@@ -119,7 +121,7 @@ class Link:
         size = len(piece)
         with self._lock:
             setattr(self, way, getattr(self, way) + size)
-            if self.bits_per_second is None:
+            if self.bits_per_second is None or (self.uplink_only and way == "down"):
                 return
             done = max(self._free.get(way, 0.0), time.monotonic()) + 8 * size / self.bits_per_second
             self._free[way] = done
@@ -132,6 +134,7 @@ def measure(
     deadline_seconds: float = 60.0,
     rounds: int = 1,
     database: str = "",
+    uplink_only: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
     """A federation of which the first site has a link of ``megabits`` Mbit/s, 0 = as fast as the others.
@@ -140,12 +143,14 @@ def measure(
         deadline_seconds: ``rounds.timeout_seconds``.
         rounds: warm-up rounds.
         database: the SuperLink's; empty: its own default, in memory.
+        uplink_only: the slow site's link is slow from the site to the SuperLink alone.
         settings: flat overrides, dots as two underscores (``networks__anonymizer_channels=64``).
 
     Returns:
         ``rounds`` (of each: seconds, who replied after how many seconds and with how many bytes, who was dropped and
-        why), ``links`` (bytes that crossed each site's link, up and down, framing and all), ``superlink_cpu_seconds``
-        of the SuperLink's own process over the whole run, ``superlink_rss_mb`` before and at its peak.
+        why), ``server_mb`` (2^20) that the ServerApp's process needed at its peak, ``links`` (bytes that crossed each
+        site's link, up and down, framing and all), ``superlink_cpu_seconds`` of the SuperLink's own process over the
+        whole run, ``superlink_rss_mb`` before and at its peak.
     """
     chosen = {
         "rounds.warmup": rounds,
@@ -160,7 +165,7 @@ def measure(
         port, *own = free_ports(sites + 1)
         link = stack.enter_context(superlink(folder, port, database))
         paces = [megabits * 1e6 if number == 0 and megabits else None for number in range(sites)]
-        proxies = [stack.enter_context(_closing(Link(port, pace))) for pace in paces]
+        proxies = [stack.enter_context(_closing(Link(port, pace, uplink_only))) for pace in paces]
         for number, (proxy, own_port) in enumerate(zip(proxies, own, strict=True), start=1):
             home = folder / f"site-{number}"
             home.mkdir()
@@ -168,20 +173,23 @@ def measure(
             stack.enter_context(supernode(folder, home.name, proxy.listens_on, own_port, config))
         seen = stack.enter_context(resident([link.pid]))
         before = cpu_seconds(link.pid)
-        flwr_run(folder, chosen, _app(folder))
+        flwr_run(folder, chosen, app_folder(folder))
         used = cpu_seconds(link.pid) - before
         lines = [line for line in RunFolder.open(folder / "run").history() if line["kind"] == "train"]
+        summary = json.loads((folder / "run" / "summary.json").read_text(encoding="utf-8"))
         return {
             "megabits": megabits,
             "deadline_seconds": deadline_seconds,
-            "rounds": [_round(line) for line in lines],
+            "rounds": [round_of(line) for line in lines],
+            "server_mb": summary["peak_rss_mb"],
             "links": [{"up": proxy.up, "down": proxy.down} for proxy in proxies],
             "superlink_cpu_seconds": round(used, 2),
             "superlink_rss_mb": {"before": round(seen["first"], 1), "peak": round(seen["first_peak"], 1)},
         }
 
 
-def _round(line: dict[str, Any]) -> dict[str, Any]:
+def round_of(line: dict[str, Any]) -> dict[str, Any]:
+    """What is told of a line of the history."""
     keys = ("seconds", "bytes_up", "bytes_down")
     return {
         "seconds": round(line["seconds"], 1),
@@ -198,7 +206,7 @@ def _closing(link: Link) -> Iterator[Link]:
         link.close()
 
 
-def _app(folder: Path) -> Path:
+def app_folder(folder: Path) -> Path:
     """An app of the real server and of sites that do not train."""
     app = folder / "app"
     app.mkdir()
@@ -222,12 +230,13 @@ def main() -> None:
     parser.add_argument("--deadline", type=float, default=60.0, help="seconds a round waits for its replies")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--database", default="", help="the SuperLink's; empty: in memory")
+    parser.add_argument("--uplink-only", action="store_true", help="the first site's link is slow upwards alone")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the run")
     args = parser.parse_args()
     from spact_models.run_config import parse_assignment
 
     chosen = dict(parse_assignment(text) for text in args.set)
-    told = measure(args.megabits, args.sites, args.deadline, args.rounds, args.database, **chosen)
+    told = measure(args.megabits, args.sites, args.deadline, args.rounds, args.database, args.uplink_only, **chosen)
     print(json.dumps(told, indent=2))
 
 

@@ -11,8 +11,10 @@ from flwr.app import RecordDict
 
 from client.egress import Door
 from server.wire import wire_bytes
-from simulations.benchmarks.aggregation_data import measure_aggregation, measure_peak_memory
+from simulations.benchmarks.aggregation_data import measure_aggregation
 from simulations.benchmarks.measured import Row, Spread
+from simulations.benchmarks.server_memory import PAPER, SMALL
+from simulations.benchmarks.server_memory import measure as measure_server_memory
 from spact_models.exchange import snapshot, trained_names
 from spact_models.networks import build_networks
 from spact_models.run_config import load_settings
@@ -33,13 +35,13 @@ def measure_aggregation_speed(quick: bool, repeats: int, on_step: Callable[[], o
 
 
 def measure_aggregation_memory(quick: bool, repeats: int, on_step: Callable[[], object]) -> Iterator[Row]:  # noqa: ARG001
-    """What 64 sites' updates need more than 4 sites', in models."""
-    size = 20.0 if quick else 200.0
-    few, many = (measure_peak_memory(sites, size, "float16") for sites in (4, 64))
+    """What the ServerApp of a real run needs beside 64 sites more than beside 4, in models."""
+    few, many = (measure_server_memory(sites, SMALL if quick else PAPER) for sites in (4, 64))
     on_step()
-    more = (many - few) / (size * 1e6 / 2**20)
-    what = f"peak memory with 64 updates of {size:.0f} MB more than with 4"
-    note = f"{few:.0f} MB with 4, {many:.0f} MB with 64"
+    more = (many["server_mb"] - few["server_mb"]) / many["model_mb"]
+    size = many["model_mb"] * 2**20 / 1e6
+    what = f"peak memory of a run's ServerApp beside 64 sites, of {size:.0f} MB each in float32, more than beside 4"
+    note = f"{few['server_mb']:.0f} MB with 4, {many['server_mb']:.0f} MB with 64"
     yield Row("aggregation-memory", what, "models", Spread.of([more]), None, None, 1.0, "at most", note)
 
 
