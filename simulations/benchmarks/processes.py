@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from spact_models.errors import RunStopped
+
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 3600.0
 
@@ -71,7 +73,7 @@ def flwr_run(folder: Path, settings: Mapping[str, object], app: Path = ROOT) -> 
     """``flwr run`` to its end.
 
     Raises:
-        RuntimeError: the run has no summary; the message holds the ends of all logs.
+        RunStopped: the run has no summary; the message holds the ends of all logs.
     """
     overrides = folder / "overrides.toml"
     overrides.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()), encoding="utf-8")
@@ -80,7 +82,7 @@ def flwr_run(folder: Path, settings: Mapping[str, object], app: Path = ROOT) -> 
         process.wait(timeout=PATIENCE_SECONDS)
     if not (Path(str(settings["run_dir"])) / "summary.json").exists():
         logs = "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(folder.glob("*.log")))
-        raise RuntimeError(f"the federation did not end well\n{logs}")
+        raise RunStopped(f"the federation did not end well\n{logs}")
 
 
 @contextmanager
@@ -131,14 +133,14 @@ def await_port(port: int) -> None:
     """Until somebody listens there.
 
     Raises:
-        RuntimeError: nobody does within two minutes.
+        RunStopped: nobody does within two minutes.
     """
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.2)
-    raise RuntimeError(f"nothing listens on port {port}")
+    raise RunStopped(f"nothing listens on port {port}")
 
 
 def free_ports(count: int) -> list[int]:
