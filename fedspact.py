@@ -23,7 +23,7 @@ VERBS = {
     "report": ("simulations.report", "one HTML page of a run's or a comparison's evidence"),
     "runs": ("simulations.runs_list", "list runs with their key figures"),
     "watch": ("server.watch", "follow a run on the terminal: rounds, sites, losses, who was left out"),
-    "anonymize": ("client.anonymize.command", "anonymise files, folders, cameras and pipes with a trained anonymizer"),
+    "anonymize": ("client.anonymize.command", "anonymize files, folders, cameras and pipes with a trained anonymizer"),
     "export": ("server.export", "the anonymizer as a file that others can run, with its model card"),
     "release": ("simulations.release", "have the sites judge an anonymizer under a policy, and sign it on a pass"),
     "check": ("server.check", "check a federation's settings before `flwr run`, and show them all"),
@@ -39,6 +39,7 @@ VERBS = {
 # spinning; with three such processes at once 6.2 s with the default, 0.45 s with this.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+OPTIONS = ("--help", "--version")  # without a verb
 DESCRIPTION = "Sites train a video anonymizer together; raw footage never leaves them."
 
 
@@ -58,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         return _run_verb(words[0], [word for word in words[1:] if word != "--debug"])
-    except KeyboardInterrupt:
-        print("\ninterrupted; what was written before is whole", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        onward = getattr(stop, "__notes__", [])  # by those who know how to go on (spact_models/interrupted.py)
+        print("\n" + "\n".join(["interrupted; what was written before is whole", *onward]), file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, for example `| head`
         sys.stderr.close()
@@ -119,10 +121,12 @@ def _overview() -> str:
 
 
 def _unknown(verb: str) -> int:
-    import difflib
+    from spact_models.nearest import nearest
 
-    near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.0)[0]
-    print(f"fedspact: {verb!r} is no verb. Did you mean {near!r}? `fedspact --help` lists them all.", file=sys.stderr)
+    kind, known = ("an option", OPTIONS) if verb.startswith("-") else ("a command", tuple(VERBS))
+    near = nearest(verb, known)
+    meant = f" Did you mean {near!r}?" if near else ""
+    print(f"fedspact: {verb!r} is not {kind}.{meant} `fedspact --help` lists them all.", file=sys.stderr)
     return 2
 
 

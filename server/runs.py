@@ -127,10 +127,9 @@ class RunFolder:
         self._lock = lock_folder(self, self.path)
         _refuse_a_run(self.path)  # what else the folder holds by now its owner put there
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        described = {"format": FORMAT, "federation": self.federation, "created": created, "settings": dict(settings)}
-        if not self.judged_at_end:
-            described["judged_at_end"] = False
-        self._write_json(SETTINGS, described)
+        told: dict[str, Any] = {} if self.judged_at_end else {"judged_at_end": False}
+        begun = {"format": FORMAT, "federation": self.federation, "created": created, "settings": dict(settings)}
+        self._write_json(SETTINGS, {**begun, **told})
 
     def note_resumed(self, settings: Mapping[str, Any], trained: int, changed: Mapping[str, Any]) -> None:
         """Enter in ``settings.json`` that the run went on after round ``trained``, and with which other settings."""

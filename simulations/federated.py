@@ -16,11 +16,20 @@ from client.video.rows import Row
 from server.app import run_federation
 from server.runs import RunFolder
 from simulations.inprocess import InProcessGrid
-from simulations.laboratory import Laboratory, add_run_arguments, finish, open_laboratory, settings_from, steps_of_run
-from simulations.partition import deal_views, partition, write_sites
+from simulations.laboratory import (
+    Laboratory,
+    add_run_arguments,
+    again,
+    batches_of_run,
+    finish,
+    open_laboratory,
+    settings_from,
+)
+from simulations.partition import SITES, deal_views, dealt_sites, partition, write_sites
 from simulations.progress import progress_bar
-from simulations.resume import dealt_sites, reopen_laboratory
+from simulations.resume import reopen_laboratory
 from spact_models.errors import RunStopped, UserError
+from spact_models.interrupted import as_typed, go_on_with
 from spact_models.seeds import pick_device
 from spact_models.settings import Settings
 from spact_models.workshop import Workshop
@@ -52,9 +61,15 @@ def run(args: argparse.Namespace) -> int:
     else:
         refuse_local_statistics(settings_from(args, chosen))
         lab = open_laboratory(args, chosen)
-    simulate(lab, args.engine)
-    finish(lab, sites=lab.settings.simulation.sites, kind="federated", judged=not args.no_judge)
+    with go_on_with(lambda: resume_words(lab)):
+        simulate(lab, args.engine)
+        finish(lab, sites=lab.settings.simulation.sites, kind="federated", judged=lab.judged)
     return 0
+
+
+def resume_words(lab: Laboratory) -> str:
+    """How to go on with an interrupted simulation."""
+    return f"go on with: fedspact simulate --resume {as_typed(lab.run.path)}" if lab.run.begun else again(lab)
 
 
 def refuse_local_statistics(settings: Settings) -> None:
@@ -89,7 +104,7 @@ def deal_out(
     config = settings.simulation
     shares = partition(rows, config, settings.seed)
     dealt = None if views is None else deal_views(views, config.sites, settings.seed)
-    return write_sites(folder / "sites", shares, config.unlabelled_sites, cache, dealt, settings.secure.aggregation)
+    return write_sites(folder / SITES, shares, config.unlabelled_sites, cache, dealt, settings.secure.aggregation)
 
 
 def sites_at_once(settings: Settings, sites: int, device: torch.device) -> int:
@@ -112,7 +127,7 @@ def _in_process(settings: Settings, site_files: Sequence[Path], run: RunFolder) 
     device = pick_device(settings.device)
     stop, counting = threading.Event(), threading.Lock()
     with (
-        progress_bar("train", "step", steps_of_run(settings, len(nodes))) as bar,
+        progress_bar("train", "step", batches_of_run(settings, len(nodes))) as bar,
         Workshop(device, stop.set, sites_at_once(settings, len(nodes), device)) as workshop,
     ):
 

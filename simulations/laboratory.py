@@ -6,28 +6,32 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from client.held import attackable
 from client.video.cache import FrameCache, check_share
-from client.video.rows import Row, read_rows, write_rows
+from client.video.rows import Row, class_names, read_rows, write_rows
 from server.budget import privacy_spent
+from server.provenance import anonymizer_tensors
 from server.runs import RunFolder, default_run_path
 from simulations.partition import load_rows, partition
 from simulations.protocols.bench import IDENTITY
-from simulations.protocols.evaluation import ACTION, SURE, Evaluation, Figure
-from simulations.protocols.sets import attackable
+from simulations.protocols.evaluation import ACTION, Evaluation, Figure
 from simulations.protocols.suite import Suite, judge_suite
 from simulations.protocols.text import table
 from spact_models.anonymizer import Anonymizer
 from spact_models.attackers import ONE_OF_EACH
-from spact_models.checkpoint import load_checkpoint, save_checkpoint
-from spact_models.exchange import ANONYMIZER
-from spact_models.networks import BUFFERS, load_anonymizer
+from spact_models.checkpoint import ANONYMIZER_FILE, load_checkpoint, save_checkpoint
+from spact_models.errors import UserError
+from spact_models.files import writing
+from spact_models.interrupted import as_typed, go_on_with
+from spact_models.learned import SURE
+from spact_models.networks import load_anonymizer
 from spact_models.resident import peak_rss_mb
 from spact_models.run_config import load_settings, parse_assignment, read_config_file
 from spact_models.seeds import pick_device
@@ -48,6 +52,7 @@ class Laboratory:
     cache_folder: Path
     started: float
     views: list[Row] | None = None  # what f_B learns on where it is another source; None: the clips' own videos
+    judged: bool = True  # whether fresh networks judge the run when it ends; `simulate --resume` keeps to it
 
     @property
     def cache(self) -> FrameCache:
@@ -103,15 +108,38 @@ def open_laboratory(args: argparse.Namespace, shorthand: Mapping[str, Any] | Non
     settings = settings_from(args, shorthand)
     pick_device(settings.device)
     rows = load_rows(args.data, settings.simulation, settings.seed)
+    check_actions(args.data, rows, settings)
     views = None if args.views is None else read_rows(args.views, must_exist=False)
     partition(rows, settings.simulation, settings.seed)  # a partition that cannot be is said before anything is written
     run = RunFolder(default_run_path(settings.run_dir), settings.rounds.keep_checkpoints)
-    lab = Laboratory(settings, run, rows, args.cache or run.path / "cache", started)
+    run.judged_at_end = not args.no_judge
+    lab = Laboratory(settings, run, rows, args.cache or run.path / "cache", started, judged=run.judged_at_end)
     share = settings.simulation.unreadable_share
-    lab.rows = readable(rows, lab.cache, share)
-    lab.views = None if views is None else readable(views, lab.cache, share)
-    keep_rows(lab)
+    with go_on_with(lambda: again(lab)):
+        lab.rows = readable(rows, lab.cache, share)
+        lab.views = None if views is None else readable(views, lab.cache, share)
+        keep_rows(lab)
     return lab
+
+
+def again(lab: Laboratory) -> str:
+    """How to go on where no round has been played yet: what is decoded is kept."""
+    return f"go on with: the same command and --out {as_typed(lab.run.path)}; what is decoded is kept"
+
+
+def check_actions(manifest: Path, rows: Sequence[Row], settings: Settings) -> None:
+    """f_T learns actions: some rows must name them, or the settings.
+
+    Raises:
+        UserError: fewer than two actions are known.
+    """
+    actions = class_names(rows)
+    if len(settings.action_classes or actions) < 2:
+        raise UserError(
+            f"--data {manifest}: its rows name {len(actions)} actions{''.join(f' ({name})' for name in actions)}, must "
+            "be at least 2, for f_T to learn; fill the column action for some videos, or set "
+            'action.classes = "first,second,..."'
+        )
 
 
 def keep_rows(lab: Laboratory) -> None:
@@ -129,7 +157,7 @@ def readable(rows: list[Row], cache: FrameCache, unreadable_share: float) -> lis
     return [row for row in rows if row.path not in lost]
 
 
-def steps_of_run(settings: Settings, sites: int) -> int:
+def batches_of_run(settings: Settings, sites: int) -> int:
     """Batches that all sites together draw in the whole run: the length of the progress bar."""
     game = settings.game.catch_up_steps + settings.rounds.cycles * (1 + settings.game.critic_steps)
     asked = min(sites, settings.rounds.sites or sites)
@@ -139,10 +167,9 @@ def steps_of_run(settings: Settings, sites: int) -> int:
 def export_anonymizer(run: RunFolder) -> Anonymizer:
     """The anonymizer of the last checkpoint, written alone to ``anonymizer.safetensors`` and opened from there."""
     whole = load_checkpoint(list(run.checkpoints().values())[-1])
-    wanted = (ANONYMIZER, BUFFERS + ANONYMIZER)
-    alone = {name: value for name, value in whole.tensors.items() if name.startswith(wanted)}
-    path = run.path / "anonymizer.safetensors"
-    save_checkpoint(path, alone, whole.header)
+    path = run.path / ANONYMIZER_FILE
+    with writing(path, "free that disk, then go on with --resume: the rounds are whole"):
+        save_checkpoint(path, anonymizer_tensors(whole), whole.header)
     return load_anonymizer(path)[0]
 
 
@@ -150,12 +177,13 @@ def finish(lab: Laboratory, sites: int, kind: str, with_retrieval: bool = True, 
     """Export, judge (unless ``judged`` is off), write ``summary.json`` and show the table."""
     anonymizer = export_anonymizer(lab.run)
     device = pick_device(lab.settings.device)
-    evaluation, _ = judge_suite(
-        anonymizer, lab.settings, lab.rows, lab.cache, device, closing_suite(lab, with_retrieval, judged)
-    )
+    suite = closing_suite(lab, with_retrieval, judged)
+    evaluation, _ = judge_suite(anonymizer, lab.settings, lab.rows, lab.cache, device, suite, progress=judged)
     lab.run.write_summary(summary(lab, evaluation, sites, kind, device))
-    if judged:
-        print(table(evaluation))
+    if not judged:
+        print(f"run folder: {lab.run.path}\nnext: fedspact evaluate {as_typed(lab.run.path)}")
+        return evaluation
+    print(table(evaluation))
     videos = f"{evaluation.data['test_videos']} held-out videos, fresh networks trained on "
     print(f"\n{videos}{evaluation.data['train_videos']}; run folder: {lab.run.path}")
     return evaluation

@@ -7,7 +7,6 @@ Flower wants them there; a test holds the two together.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import tomllib
 import typing
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spact_models.errors import UserError
+from spact_models.nearest import known_settings
 from spact_models.presets import PRESETS
 from spact_models.settings import Scalar, Settings
 
@@ -49,8 +49,7 @@ def load_settings(overrides: Mapping[str, object]) -> Settings:
     defaults = default_config()
     for key in overrides:
         if key not in defaults:
-            near = difflib.get_close_matches(key, defaults, n=1, cutoff=0.0)
-            raise UserError(f"{key}: no such setting. The nearest known one is {near[0]!r}.")
+            raise UserError(f"{key}: no such setting. {known_settings(key, defaults)}")
     chosen = {**defaults, **overrides}
     preset = chosen["preset"]
     if preset not in PRESETS:

@@ -4,7 +4,6 @@
 Images have no action; they serve as views and to train and judge attackers.
 """
 
-import difflib
 import json
 import re
 from collections import defaultdict
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from client.video.folders import Notice, Tree, checked_folder, files_below, not_media, split_of_folder
 from client.video.rows import IMAGE_SUFFIXES, Row, absolute
 from spact_models.errors import UserError
+from spact_models.nearest import nearest
 
 SPLIT_FOLDER = re.compile(r"(?:train|val|test)2017", re.IGNORECASE)
 # The seven attributes of the published protocol.
@@ -77,8 +77,9 @@ def attribute_names(attributes: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in attributes.split(","))
     for name in names:
         if name not in LABELS:
-            near = difflib.get_close_matches(name, [*LABELS, *SUBSETS], n=1, cutoff=0.0)[0]
-            raise UserError(f"--attributes: {name!r} is no VISPR label; nearest is {near} (or give vispr1 or vispr2)")
+            near = nearest(name, [*LABELS, *SUBSETS])
+            said = f"nearest is {near} (or give vispr1 or vispr2)" if near else "give vispr1, vispr2 or names of labels"
+            raise UserError(f"--attributes: {name!r} is no VISPR label; {said}")
     if len(set(names)) < len(names):
         raise UserError(f"--attributes = {attributes!r} names a label twice; name each once")
     return names

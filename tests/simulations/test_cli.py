@@ -73,7 +73,11 @@ def test_every_verb_has_help(verb, capsys):
 
 def test_an_unknown_verb_names_the_nearest(capsys):
     assert main(["simulte"]) == 2
-    assert "'simulte' is no verb. Did you mean 'simulate'?" in capsys.readouterr().err
+    assert "'simulte' is not a command. Did you mean 'simulate'?" in capsys.readouterr().err
+    assert main(["--verson"]) == 2
+    assert "'--verson' is not an option. Did you mean '--version'?" in capsys.readouterr().err
+    assert main(["foo"]) == 2
+    assert capsys.readouterr().err == "fedspact: 'foo' is not a command. `fedspact --help` lists them all.\n"
 
 
 def test_a_flag_that_is_not_there_is_a_users_mistake(squares, capsys):

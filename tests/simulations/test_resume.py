@@ -43,18 +43,24 @@ def test_killed_or_interrupted_and_resumed_is_uninterrupted(squares, tmp_path, f
         time.sleep(0.005)
     victim.send_signal(how)
     assert victim.wait() == status, (tmp_path / "log").read_text()
+    onward = f"interrupted; what was written before is whole\ngo on with: fedspact simulate --resume {run}\n"
+    assert (onward in (tmp_path / "log").read_text()) == (how == signal.SIGINT)
     assert not (run / "summary.json").exists()
 
     assert main(["simulate", "--resume", str(run), "--set", "game.omega=0.5"]) == 2
     assert "game.omega = 0.5, but the run to resume was begun with 1.0" in capsys.readouterr().err
     assert main(["simulate", "--resume", str(run), "--views", str(squares)]) == 2
     assert "--views: cannot be given with --resume" in capsys.readouterr().err
-    assert main(["simulate", "--resume", str(run), "--no-judge"]) == 0
+    assert main(["simulate", "--resume", str(run)]) == 0  # begun with --no-judge, and so it ends
+    said = capsys.readouterr()
+    assert said.out == f"run folder: {run}\nnext: fedspact evaluate {run}\n"
+    assert "judge" not in said.err
     ours, theirs = last(run), last(tmp_path / "whole")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     rounds = [(line["kind"], line["round"]) for line in RunFolder.open(run).history()]
     assert rounds == [("train", 1), ("train", 2), ("train", 3), ("train", 4), ("evaluate", 4)]
-    assert json.loads((run / "summary.json").read_text())["rounds"] == 4
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["rounds"], summary["utility"]["raw"]) == (4, None)
     assert main(["simulate", "--resume", str(run)]) == 2
     assert "its run is complete" in capsys.readouterr().err
 
