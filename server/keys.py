@@ -11,6 +11,7 @@ import argparse
 import ipaddress
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -46,13 +47,23 @@ def run(args: argparse.Namespace) -> int:
     make_keys(args.out, args.server, args.sites, args.days)
     end = datetime.now(UTC) + timedelta(days=args.days)
     print(f"wrote {args.out}, certificates valid until {end:%Y-%m-%d}")
-    print("  ca.crt                  to every site and to the operator")
-    print("  ca.key                  keep it off the server; whoever has it can pass for the server")
-    print("  server/                 server.crt and server.key: to the server, beside ca.crt")
-    for site in args.sites:
-        print(f"  sites/{site}/: {site}.key to the site over a safe way, then delete it here; {site}.key.pub stays")
-    print("  members/                every site's public key: to every site, for secure aggregation (docs/sites.md)")
-    print("next: fedspact server start --keys OUT, then fedspact server register CONNECTION OUT/sites/*/*.pub")
+    told = {
+        "ca.crt": "to every site and to the operator",
+        "ca.key": "keep it off the server; whoever has it can pass for the server",
+        "server/": "server.crt and server.key: to the server, beside ca.crt",
+        **{
+            f"sites/{site}/": f"{site}.key to the site over a safe way, then delete it here; {site}.key.pub stays"
+            for site in args.sites
+        },
+        "members/": "every site's public key: to every site, for secure aggregation (docs/sites.md)",
+    }
+    width = max(map(len, told))
+    print("\n".join(f"  {name:<{width}}  {what}" for name, what in told.items()))
+    out = shlex.quote(str(args.out))
+    print(f"next: fedspact server start --keys {out}")
+    if args.sites:
+        print(f"then: fedspact server register CONNECTION {out}/sites/*/*.pub")
+        print("      CONNECTION is the SuperLink's name in Flower's config.toml: `first` for [superlink.first]")
     return 0
 
 

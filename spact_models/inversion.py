@@ -157,8 +157,8 @@ def _raw_of(raw: JudgeSet, seen: JudgeSet) -> Tensor:
     raw_MTHWC = raw.clips_MTHWC[:, raw.lead_in_frames :]
     if seen.lead_in_frames or raw_MTHWC.shape != seen.clips_MTHWC.shape or not torch.equal(raw.video_M, seen.video_M):
         raise ValueError(
-            f"raw clips {tuple(raw_MTHWC.shape)} and anonymised ones {tuple(seen.clips_MTHWC.shape)} must be the same "
-            "clips, the anonymised without lead-in"
+            f"raw clips {tuple(raw_MTHWC.shape)} and anonymized ones {tuple(seen.clips_MTHWC.shape)} must be the same "
+            "clips, the anonymized without lead-in"
         )
     return raw_MTHWC
 

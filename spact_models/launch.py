@@ -12,6 +12,11 @@ from pathlib import Path
 from spact_models.errors import UserError
 
 
+def quoted(word: str) -> str:
+    """A word as a shell takes it; around single quotes double ones, where these change nothing."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!\n') else shlex.quote(word)
+
+
 def show_and_run(words: Sequence[str], only_print: bool) -> int:
     """Print a command as a shell takes it; then run it, unless ``only_print``. Returns its exit status.
 
@@ -20,7 +25,7 @@ def show_and_run(words: Sequence[str], only_print: bool) -> int:
     Raises:
         UserError: there is no such command.
     """
-    print(shlex.join(words), flush=True)
+    print(" ".join(map(quoted, words)), flush=True)
     if only_print:
         return 0
     folder = Path(sys.executable).parent

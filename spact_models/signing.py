@@ -33,8 +33,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from spact_models.checkpoint import write_atomically
 from spact_models.errors import UserError
+from spact_models.files import write_file
 
 FORMAT, FORMAT_VERSION = "fedspact-signature", 1
 PUBLIC_SUFFIX = ".pub"
@@ -143,7 +143,7 @@ def sign(model: Path, key: Ed25519PrivateKey) -> Path:
     """Sign ``model`` and its card, which must lie beside it; returns the signature's file.
 
     Raises:
-        UserError: the model or its card is not there.
+        UserError: the model or its card is not there, or the signature cannot be written.
     """
     model_sha256, card_sha256 = _digest(model, "model"), _digest(card_path(model), "model card")
     content = {
@@ -156,7 +156,7 @@ def sign(model: Path, key: Ed25519PrivateKey) -> Path:
         "signature": base64.b64encode(key.sign(_statement(model_sha256, card_sha256))).decode(),
     }
     text = json.dumps(content, indent=2) + "\n"
-    write_atomically(signature_path(model), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_file(signature_path(model), text, "nothing is signed; free that disk, then release again")
     return signature_path(model)
 
 
@@ -171,6 +171,8 @@ def verify(model: Path, trusted: Sequence[Path] | None = None) -> Verdict:
         UserError: the model is not there, or a trusted key cannot be read.
     """
     model_sha256 = _digest(model, "model")
+    for key_file in trusted or ():
+        read_public_key(key_file)  # a wrong path is a mistake, whatever the model's signature is worth
     signature = signature_path(model)
     if not signature.exists():
         return Verdict("unsigned", f"{model.name} has no signature ({signature.name} is not there)")

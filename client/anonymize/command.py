@@ -1,6 +1,6 @@
 """``fedspact anonymize``: files, folders, cameras and pipes through a trained anonymizer.
 
-Exit status: 0 everything is anonymised (a motion model's first frames are black, as they must be); 3 all is written,
+Exit status: 0 everything is anonymized (a motion model's first frames are black, as they must be); 3 all is written,
 but frames are black or missing because the input was damaged, cut off or silent; 1 inputs were refused; 2 a mistake in
 the command; 130 interrupted.
 """
@@ -30,11 +30,14 @@ from client.anonymize.sink import Encoding
 from client.anonymize.source import open_source
 from client.anonymize.stream import StreamAnonymizer
 from client.video.decode import UnreadableVideo
+from spact_models.checkpoint import ANONYMIZER_FILE
 from spact_models.errors import UserError
+from spact_models.interrupted import go_on_with
 from spact_models.seeds import pick_device
 from spact_models.speed import keep_freed_memory
 
 SUMMARY = "anonymize.json"  # in the output folder: what was done and what was refused
+SHOWN = 5  # names on the terminal; the summary has them all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs", nargs="+", metavar="INPUT", help="file, glob, folder, - (pipe), /dev/video0, rtsp://…"
     )
     parser.add_argument("-o", "--out", required=True, help="file, folder, or - for standard output (Matroska)")
-    parser.add_argument("--model", required=True, type=Path, help="run folder or anonymizer.safetensors")
+    parser.add_argument("--model", required=True, type=Path, help=f"run folder or {ANONYMIZER_FILE}")
     parser.add_argument("--signed-only", action="store_true", help="refuse a model that no trusted key has signed")
     parser.add_argument("--height", type=int, help="of the output; default: the input's")
     parser.add_argument("--codec", help="h264 (default), hevc, vp9 (default in .webm), av1, ffv1")
@@ -67,27 +70,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Anonymise all inputs; one that cannot be read does not stop the others."""
+    """Anonymize all inputs; one that cannot be read does not stop the others."""
     _check(args)
-    how = _how_to(args)
+    how, note = _how_to(args)
     keep_freed_memory()
     jobs = plan(args.inputs, args.out, f".{args.container}")
+    if any(not job.is_file or Path(job.source).is_file() for job in jobs):  # else another mistake is the one to tell
+        _say(note)
     results = _Results(single=len(jobs) == 1)
     gallery = open_gallery(jobs, args.out, args.force) if args.preview else None
-    with _bar(jobs) as bar, _signals(jobs) as stopped:
+    with go_on_with(lambda: _onward(args)), _bar(jobs) as bar, _signals(jobs) as stopped:
         for number, job in enumerate(jobs, 1):
             bar.set_description(f"{number}/{len(jobs)} {Path(job.shown).name}"[:40])
             _one(job, how, args, results, bar, stopped, gallery)
             if stopped():
                 break
-    if jobs[0].output is not None and not results.single:
-        write_json(
-            Path(args.out).expanduser() / SUMMARY, {"model": how.model, "settings": how.settings, **results.told()}
-        )
-    if gallery is not None:
-        gallery.write(how.model)
-    print(results.sentence(), file=sys.stderr)
+    summary = Path(args.out).expanduser() / SUMMARY
+    try:
+        if jobs[0].output is not None and not results.single:
+            write_json(summary, {"model": how.model, "settings": how.settings, **results.told()})
+    except UserError:
+        _say(results.sentence(None))
+        raise
+    _say(results.sentence(summary))
+    if gallery is not None and gallery.write(how.model):
+        _say(f"preview: {gallery.path}")
     return 1 if results.refused else 3 if results.with_losses else 0
+
+
+def _say(line: str) -> None:
+    if line:
+        print(line, file=sys.stderr)
+
+
+def _onward(args: argparse.Namespace) -> str:
+    without = " without --force" if args.force else ""
+    return f"go on with: the same command again{without}; videos that are finished stay"
 
 
 @dataclass
@@ -103,13 +121,22 @@ class _Results:
     def told(self) -> dict[str, Any]:
         return {"done": self.done, "skipped": self.skipped, "with_losses": self.with_losses, "refused": self.refused}
 
-    def sentence(self) -> str:
-        parts = [f"{len(self.done)} anonymised ({self.frames} frames, {self.black} of them black)"]
-        parts += [f"{len(self.skipped)} were finished before"] * bool(self.skipped)
-        parts += [f"{len(self.with_losses)} with losses: {', '.join(self.with_losses[:5])}"] * bool(self.with_losses)
-        if self.refused:
-            parts.append(f"{len(self.refused)} refused, the first one: {self.refused[0]['reason']}")
-        return "; ".join(parts)
+    def sentence(self, summary: Path | None) -> str:
+        """For the terminal. ``summary`` is the file that lists all of it; None: it could not be written."""
+        parts = [f"{len(self.done)} anonymized ({self.frames} frames, {self.black} of them black)"]
+        if not self.done:
+            parts = ["nothing was left to do"] if self.skipped and not self.refused else ["nothing was anonymized"]
+        if self.skipped:
+            parts.append(f"{len(self.skipped)} finished before and left as they are (--force replaces them)")
+        if self.with_losses:
+            parts.append(f"{len(self.with_losses)} with losses: {', '.join(self.with_losses[:SHOWN])}")
+        if not self.refused:
+            return "; ".join(parts)
+        lines = ["; ".join([*parts, f"{len(self.refused)} refused:"])]
+        lines += [f"  {one['reason']}" for one in self.refused[:SHOWN]]
+        if len(self.refused) > SHOWN:
+            lines.append(f"  … {len(self.refused) - SHOWN} more")
+        return "\n".join([*lines, f"all are listed in {summary}"] if summary is not None else lines)
 
 
 def _one(
@@ -134,8 +161,8 @@ def _one(
         _count(job, account, results)
     except UnreadableVideo as error:
         if results.single:
-            raise UserError(str(error)) from error
-        results.refused.append({"name": Path(job.source).name, "reason": str(error)})
+            raise UserError(f"{job.shown}: {error.reason}") from error
+        results.refused.append({"name": Path(job.shown).name, "reason": f"{job.shown}: {error.reason}"})
     except UserError as error:
         if results.single:
             raise
@@ -171,7 +198,8 @@ def _count(job: Job, account: Account, results: _Results) -> None:
         results.with_losses.append(name)
 
 
-def _how_to(args: argparse.Namespace) -> HowTo:
+def _how_to(args: argparse.Namespace) -> tuple[HowTo, str]:
+    """How to work, and what its user is told of the model."""
     model = open_model(args.model, args.signed_only)
     own = model.anonymizer.config.size_px
     working_px = own if args.working_size is None else args.working_size
@@ -195,7 +223,8 @@ def _how_to(args: argparse.Namespace) -> HowTo:
         "seconds": args.seconds,
     }
     encoding = Encoding(args.codec, args.crf, args.height)
-    return HowTo(streams, encoding, model.described, settings, args.batch, args.keep_audio, args.seconds)
+    how = HowTo(streams, encoding, model.described, settings, args.batch, args.keep_audio, args.seconds)
+    return how, model.note
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
 "use strict";
-// One film holds the raw picture left and the anonymised one right; everything here is drawn from its two halves.
+// One film holds the raw picture left and the anonymized one right; everything here is drawn from its two halves.
 for (const viewer of document.querySelectorAll(".viewer")) {
   const find = (name) => viewer.querySelector(name);
-  const { fps, frames, width, height } = Object.fromEntries(
+  const { fps, frames, first, width, height } = Object.fromEntries(
     Object.entries(viewer.dataset).map(([name, value]) => [name, Number(value)]));
   const video = find("video"), canvas = find("canvas"), pen = canvas.getContext("2d");
   const over = find(".over"), split = find(".split"), zoom = find(".zoom"), scroll = find(".frame");
@@ -39,6 +39,10 @@ for (const viewer of document.querySelectorAll(".viewer")) {
     video.pause();
     video.currentTime = (Math.min(Math.max(place, 0), frames - 1) + 0.5) / fps; // the middle of a frame is never its neighbour
   }
+  function begin() {
+    if (first && !video.currentTime) show(first); // a motion model's first frames are black
+    else draw();
+  }
   function tick() {
     draw();
     if (!video.paused) requestAnimationFrame(tick);
@@ -46,7 +50,8 @@ for (const viewer of document.querySelectorAll(".viewer")) {
   find(".play").addEventListener("click", () => (video.paused ? video.play() : video.pause()));
   video.addEventListener("play", () => { find(".play").textContent = "Pause"; tick(); });
   video.addEventListener("pause", () => { find(".play").textContent = "Play"; draw(); });
-  for (const name of ["loadeddata", "seeked"]) video.addEventListener(name, draw);
+  video.addEventListener("loadeddata", begin);
+  video.addEventListener("seeked", draw);
   find(".back").addEventListener("click", () => show(now() - 1));
   find(".forth").addEventListener("click", () => show(now() + 1));
   scroll.addEventListener("input", () => show(Number(scroll.value)));
@@ -64,5 +69,5 @@ for (const viewer of document.querySelectorAll(".viewer")) {
     y -= event.movementY * pixels;
     draw();
   });
-  if (video.readyState >= 2) draw();
+  if (video.readyState >= 2) begin();
 }

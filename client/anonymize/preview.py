@@ -1,6 +1,6 @@
 """``--preview``: one HTML page that shows input and output together. It holds RAW video, and says so.
 
-Input and output are one film, the raw picture left and the anonymised one right, so that no player can show them apart
+Input and output are one film, the raw picture left and the anonymized one right, so that no player can show them apart
 by a frame; the page draws its two halves. The film is made in memory: raw video reaches the disk in the page alone.
 """
 
@@ -27,8 +27,8 @@ from client.anonymize.plan import Job
 from client.anonymize.stream import resized
 from client.video.decode import Frames
 from client.video.encode import add_stream, close_quietly, to_yuv
-from spact_models.checkpoint import write_atomically
 from spact_models.errors import UserError
+from spact_models.files import write_file
 
 PICTURE_HEIGHT = 240  # of each half: enough to see whether a person is known, small enough for a page
 MOST_FRAMES = 300  # of each video, its first ones: the page is for looking, not for keeping
@@ -43,6 +43,8 @@ class Clip:
     def __init__(self, name: str) -> None:
         self.name = name
         self.frames = 0
+        self.first = 0  # the first frame that is not black in the output: the page opens on it
+        self._all_black = True
         self.size = (0, 0)  # height and width of a half
         self._file = io.BytesIO()
         self._container = av.open(self._file, "w", format="mp4")  # its index last: memory has no second reader
@@ -62,6 +64,8 @@ class Clip:
             self.size = (height, width)
             self._stream = add_stream(self._container, both_HWC, FPS, CRF)
         picture = to_yuv(self._scaler, both_HWC)
+        if self._all_black and seen_HWC.any():
+            self.first, self._all_black = self.frames, False
         picture.pts, picture.time_base = self.frames, self._stream.codec_context.time_base
         self._container.mux(self._stream.encode(picture))
         self.frames += 1
@@ -87,6 +91,7 @@ class Shown:
     height: int
     width: int
     frames: int
+    first: int  # on which the page opens
     all_frames: int
     black: int
 
@@ -107,30 +112,25 @@ class Gallery:
         return Clip(name)
 
     def keep(self, clip: Clip, account: Account) -> None:
-        """A video that was anonymised, with its film. One without a picture is not shown."""
+        """A video that was anonymized, with its film. One without a picture is not shown."""
         if not clip.frames:
             clip.discard()
             return
         film = "data:video/mp4;base64," + base64.b64encode(clip.finish()).decode()
         black = sum(account.black.values())
-        self.shown.append(Shown(clip.name, film, *clip.size, clip.frames, account.frames, black))
+        self.shown.append(Shown(clip.name, film, *clip.size, clip.frames, clip.first, account.frames, black))
 
-    def write(self, model: Mapping[str, Any]) -> None:
-        """The page under its name, whole; none where nothing was anonymised.
+    def write(self, model: Mapping[str, Any]) -> bool:
+        """The page under its name, whole; false where nothing was anonymized, and there is none.
 
         Raises:
             UserError: it cannot be written there.
         """
         if not self.shown:
-            return
+            return False
         text = render(self.shown, self.left_out, model)
-        try:
-            write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(
-                f"{self.path}: cannot be written ({reason}); free some space or choose another place"
-            ) from error
+        write_file(self.path, text, "free some space or choose another place")
+        return True
 
 
 def open_gallery(jobs: Sequence[Job], out: str, force: bool) -> Gallery:

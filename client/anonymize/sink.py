@@ -1,4 +1,4 @@
-"""Where anonymised frames go: one video file or a pipe, with the times of its source and nothing else of it.
+"""Where anonymized frames go: one video file or a pipe, with the times of its source and nothing else of it.
 
 Colours, padding and speed are those of client/video/encode.py; what is new here is time (variable rates, gaps), other
 codecs and containers, and copied sound. A file has its name only when it is complete.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -153,7 +154,7 @@ class Sink:
             raise
 
     def write(self, square_HWC: Frames, time: Fraction, seconds: Fraction | None) -> None:
-        """One anonymised frame at the model's square; it is stretched to the output's size on the way."""
+        """One anonymized frame at the model's square; it is stretched to the output's size on the way."""
         tick = round(time / self._clock)
         if self._last_tick is not None and tick <= self._last_tick:
             self.retimed += 1
@@ -209,7 +210,8 @@ class Sink:
         """Leave nothing. Harmless after :meth:`publish`."""
         close_quietly(self._container)
         if self.part:
-            self.part.unlink(missing_ok=True)
+            with suppress(OSError):  # a read-only disk refuses that, too; what it said first is the error to tell
+                self.part.unlink(missing_ok=True)
 
     def _encode(self, picture: VideoFrame | None) -> None:
         try:

@@ -61,7 +61,7 @@ class Caller:
         try:
             told: Description = self._stub.Describe(DescribeRequest(), timeout=timeout_seconds, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise UserError(f"--server {self.address}: {_said(error)}") from None
+            raise UserError(f"--server {self.address}: {_refused(error, self.address)}") from None
         return told
 
     def anonymize(
@@ -101,6 +101,13 @@ def _packed(number: int, frame_HWC: Frames | None) -> Frame:
         return Frame(number=number, lost=True)
     height, width = frame_HWC.shape[:2]
     return Frame(number=number, height=height, width=width, rgb=np.ascontiguousarray(frame_HWC).tobytes())
+
+
+def _refused(error: grpc.RpcError, address: str) -> str:
+    """Of a first call, in words where the reason is plain."""
+    if error.code() == grpc.StatusCode.UNAVAILABLE and "Connection refused" in (error.details() or ""):
+        return f"nothing listens at {address}; is `fedspact serve` up, and is this its --port?"
+    return _said(error)
 
 
 def _said(error: grpc.RpcError) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import signal
+import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,10 +87,14 @@ def run(args: argparse.Namespace) -> int:
 
     def again() -> tuple[StreamAnonymizer, str]:
         other = open_model(args.model, args.signed_only)
+        if other.note:
+            LOG.warning(other.note)
         return _at_work(other, args), other.sha256
 
     def ready(port: int) -> None:
         lock = "TLS" if door.certificate else "plain text"
+        if model.note:
+            print(model.note, file=sys.stderr, flush=True)
         print(f"serving {model.path} ({model.sha256[:12]}) at {args.host}:{port}, {lock}", flush=True)
 
     taken, answered = asyncio.run(serve(anonymizer, model.sha256, door, limits, figures, again, ready, args.grace))
@@ -168,6 +175,7 @@ async def _swap(batcher: Batcher, figures: Figures, reopen: Callable[[], tuple[S
 
 
 def _listen(server: grpc.aio.Server, door: Door) -> int:
+    _check_free(door)
     host = f"[{door.host}]" if ":" in door.host else door.host
     address, credentials = f"{host}:{door.port}", door.credentials()
     try:
@@ -183,6 +191,21 @@ def _listen(server: grpc.aio.Server, door: Door) -> int:
     if not port:
         raise UserError(f"--host {door.host} --port {door.port}: cannot listen there; choose another")
     return int(port)
+
+
+def _check_free(door: Door) -> None:
+    """gRPC would say it in its own log, and name no reason.
+
+    Raises:
+        UserError: the address cannot be listened at, or its port is in use.
+    """
+    try:
+        family = socket.getaddrinfo(door.host, door.port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((door.host, door.port), family=family).close()
+    except OSError as error:
+        used = error.errno == errno.EADDRINUSE
+        reason = f"port {door.port} is in use" if used else f"cannot listen there ({error.strerror})"
+        raise UserError(f"--host {door.host} --port {door.port}: {reason}; choose another") from None
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ The folder is kept below ``limit_gib``, the least recently used entries going fi
 from __future__ import annotations
 
 import argparse
-import errno
 import hashlib
 import logging
 import os
@@ -40,6 +39,7 @@ from client.video.decode import (
 )
 from client.video.rows import Row
 from spact_models.errors import UserError
+from spact_models.files import DISK_FULL
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,6 @@ LOOK_AGAIN = 0.02  # of the limit: written by one cache since it last listed the
 EVICT_TO = 0.9  # evicting frees this much room at once, so that the folder is not listed for every new video
 ABANDONED_SECONDS = 3600  # a temporary file not written to for so long belongs to a killed process
 OPEN_ENTRIES = 4096  # memory maps held open; the kernel allows 65,530 a process
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -129,8 +128,8 @@ class FrameCache:
                 raise
         if self._evicted_ns >= started_ns:
             logger.warning(
-                "cache limit_gib = %.3g holds less than these %d videos: some are decoded again in every epoch; "
-                "raise the limit",
+                "cache limit = %.3g GiB holds less than these %d videos: some are decoded again in every epoch; "
+                "raise the limit (cache_gib in site.yaml)",
                 self.limit_bytes / GIB,
                 len(distinct),
             )
@@ -213,8 +212,8 @@ class FrameCache:
             count += 1
             if start + count * frame.nbytes > self.limit_bytes:
                 raise UserError(
-                    f"cache limit_gib = {self.limit_bytes / GIB:.3g}, {path} alone needs more; "
-                    "raise the limit, lower clip.size_px or cut the video"
+                    f"cache limit = {self.limit_bytes / GIB:.3g} GiB, {path} alone needs more; "
+                    "raise the limit (cache_gib in site.yaml), lower clip.size_px or cut the video"
                 )
             file.write(frame.data)
         file.seek(0)
@@ -330,8 +329,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in DISK_FULL:
             raise UserError(
-                f"cache = {folder}, the disk is full ({error.strerror}); free some space, lower the cache's limit_gib "
-                "or choose another folder"
+                f"cache = {folder}, the disk is full ({error.strerror}); free some space or choose another folder "
+                "(--cache DIR; in a site's site.yaml: cache, or a lower cache_gib)"
             ) from error
         raise UserError(
             f"cache = {folder}, cannot be used ({error.strerror}); must be a folder that this user may write to"

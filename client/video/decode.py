@@ -204,10 +204,12 @@ def open_video(path: Path) -> InputContainer:
         return av.open(str(path.absolute()), options={"protocol_whitelist": "file", "format_whitelist": FORMATS})
     except av.error.InvalidDataError as error:
         raise UnreadableVideo(path, "not a video, or cut off or damaged in its header") from error
+    except av.error.EOFError as error:
+        raise UnreadableVideo(path, "cut off, or no video: it ends before any frame") from error
     except av.error.ArgumentError as error:
         raise UnreadableVideo(path, "not a video, or not in a format that is read here") from error
     except (av.error.FFmpegError, OSError) as error:
-        raise UnreadableVideo(path, f"cannot be opened ({first_line(error)})") from error
+        raise UnreadableVideo(path, f"cannot be opened ({error.strerror or first_line(error)})") from error
 
 
 def video_stream(path: Path, container: InputContainer) -> VideoStream:

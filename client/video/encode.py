@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from spact_models.errors import UserError
+from spact_models.files import DISK_FULL, FREE_SPACE
 
 Frames = NDArray[np.uint8]
 
@@ -55,7 +57,8 @@ def write_video(path: Path, frames: Iterable[Frames], fps: float, crf: int = 23)
         except OSError as error:  # a folder has this name
             raise not_written(path, error) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk refuses that, too; what it said first is the error to tell
+            part.unlink(missing_ok=True)
     return count
 
 
@@ -140,5 +143,7 @@ def close_quietly(container: OutputContainer) -> None:
 
 
 def not_written(path: Path, error: Exception) -> UserError:
+    """In words; what to do about it depends on what the disk has said."""
     reason = getattr(error, "strerror", None) or error
-    return UserError(f"{path}: cannot be written ({reason}); free some space or choose another place")
+    full = getattr(error, "errno", None) in DISK_FULL
+    return UserError(f"{path}: cannot be written ({reason}); {FREE_SPACE if full else ''}choose another place")

@@ -19,6 +19,7 @@ from spact_models.errors import UserError
 FORMATS = ("auto", "folders", "flat", "ucf101", "hmdb51", "vispr", "pa-hmdb51")
 WITH_SPLITS = {"ucf101": ucf101.SPLITS_FOLDER, "hmdb51": hmdb51.SPLITS_FOLDER, "pa-hmdb51": hmdb51.SPLITS_FOLDER}
 WITH_LABELS = ("vispr", "pa-hmdb51")
+_ALONE = ", each counts as a source of its own"
 SHOWN_NAMES = 5  # examples a line on the terminal; the file beside the manifest holds them all
 
 
@@ -170,13 +171,20 @@ def _summary(tree: Tree, splits: Path | None, fold: int) -> list[str]:
     sources = {row.source for row in rows if row.source is not None}
     without_source = sum(row.source is None for row in rows)
     origin = f" (fold {fold} of {_shown(str(splits))})" if splits else ""
-    return [
+    lines = [
         f"  rows        {len(rows)}: {len(rows) - images} videos, {images} images",
         f"  classes     {_names(classes)}{f'; {unlabelled} rows unlabelled' if unlabelled else ''}",
-        f"  splits      train {sides['train']}, test {sides['test']}, not decided {sides['']}{origin}",
+        f"  splits      train {sides['train']}, test {sides['test']}, not decided {sides['']}{origin}"
+        + " (training decides: whole sources are held out)" * bool(sides[""]),
         f"  attributes  {_names(names)}",
-        f"  sources     {len(sources)}{f'; {without_source} rows without' if without_source else ''}",
+        f"  sources     {len(sources)}{f'; {without_source} rows without{_ALONE}' if without_source else ''}",
     ]
+    if len(classes) == 1:
+        lines.append(
+            f"  note: only one class, {_shown(classes[0])}; training needs two. Actions are the names of DIR's own "
+            "folders: where they lie one folder deeper, name that one as DIR; where there are none, --format flat"
+        )
+    return lines
 
 
 def _notice_lines(notices: Sequence[Notice], skipped: Path) -> list[str]:

@@ -20,6 +20,7 @@ from client.video.decode import probe, stream_video
 from client.video.encode import write_video
 from fedspact import main
 from spact_models.anonymizer import Anonymizer, AnonymizerConfig
+from spact_models.errors import UserError
 from spact_models.speed import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
@@ -141,23 +142,46 @@ def test_a_file_keeps_its_times_and_loses_sound_and_metadata(model, tmp_path):
     assert all(not frame.max() > 20 for frame in list(stream_video(out))[:2])
 
 
-def test_a_folder_is_mirrored_resumed_and_names_what_it_refused(model, tmp_path):
+def test_a_folder_is_mirrored_resumed_and_names_what_it_refused(model, tmp_path, capsys):
     folder, out = tmp_path / "in", tmp_path / "out"
     write_video(folder / "a" / "x.mp4", noise_frames(5, 32, 48), 25)
     write_video(folder / "y.mp4", noise_frames(5, 32, 48), 25)
     (folder / "z.mp4").write_bytes(b"no video")
     words = ["anonymize", str(folder), "-o", str(out), "--model", str(model)]
     assert main(words) == 1
+    said = capsys.readouterr().err
+    assert f"note: {model} is not signed: no federation vouches for it (docs/release.md)\n" in said
+    refused = "not a video, or cut off or damaged in its header"
+    assert f"2 anonymized (10 frames, 4 of them black); 1 refused:\n  {folder / 'z.mp4'}: {refused}\n" in said
+    assert f"all are listed in {out / 'anonymize.json'}" in said
     assert tree(out) == ["a/x.mp4", "a/x.mp4.json", "anonymize.json", "y.mp4", "y.mp4.json"]
     assert [one["name"] for one in json.loads((out / "anonymize.json").read_text())["refused"]] == ["z.mp4"]
     before = (out / "y.mp4").stat().st_mtime_ns
     assert main(words) == 1
     assert json.loads((out / "anonymize.json").read_text())["skipped"] == ["x.mp4", "y.mp4"]
     assert (out / "y.mp4").stat().st_mtime_ns == before
+    said = capsys.readouterr().err
+    assert "nothing was anonymized; 2 finished before and left as they are (--force replaces them); 1 refused" in said
     assert main([*words, "--height", "16"]) == 1  # other settings: not the same work, and nobody said --force
     assert (out / "y.mp4").stat().st_mtime_ns == before
     assert main([*words, "--height", "16", "--force"]) == 1
     assert probe(out / "y.mp4").height == 16
+
+
+def test_the_first_five_refusals_are_named_and_a_summary_that_cannot_be_written_is_said(model, tmp_path, capsys):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for number in range(7):
+        (folder / f"{number}.mp4").write_bytes(b"no video")
+    words = ["anonymize", str(folder), "-o", str(out), "--model", str(model)]
+    (out / "anonymize.json").mkdir(parents=True)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "nothing was anonymized; 7 refused:" in said
+    assert [f"{number}.mp4: not a video" in said for number in range(7)] == [True] * 5 + [False] * 2
+    assert "  … 2 more\n" in said
+    assert "all are listed in" not in said
+    assert f"{out / 'anonymize.json'}: cannot be written (Is a directory); choose another place" in said
 
 
 def test_damage_is_black_and_the_status_says_so(model, tmp_path):
@@ -255,16 +279,38 @@ def test_a_full_disk_and_a_signal_leave_nothing(model, tmp_path):
     full = _process(words, limit, stderr=subprocess.PIPE)
     said = full.communicate(timeout=120)[1].decode()
     assert full.returncode == 2, said
-    assert "cannot be written" in said
+    assert "cannot be written (File too large); free some space or choose another place" in said
     assert tree(out) == []
     ended = _process(words, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not tree(out) and time.monotonic() < deadline:
         time.sleep(0.02)
     ended.send_signal(signal.SIGTERM)
-    ended.communicate(timeout=120)
+    said = ended.communicate(timeout=120)[1].decode()
     assert ended.returncode == 130
+    assert "go on with: the same command again; videos that are finished stay" in said
     assert tree(out) == []
+
+
+def test_a_read_only_disk_is_not_told_to_free_space(model, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    write_video(tmp_path / "in.mp4", noise_frames(3, 32, 48), 25)
+    try:
+        words = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(disk)]
+        done = subprocess.run(words, capture_output=True, check=False)
+    except FileNotFoundError:
+        done = None
+    if done is None or done.returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        assert main(["anonymize", str(tmp_path / "in.mp4"), "-o", str(disk / "o.mp4"), "--model", str(model)]) == 2
+        said = f"fedspact: {disk / 'o.mp4'}: cannot be written (Read-only file system); choose another place\n"
+        assert capsys.readouterr().err.endswith(said)
+        with pytest.raises(UserError, match=r"x\.mp4: cannot be written \(Read-only file system\); choose another"):
+            write_video(disk / "x.mp4", noise_frames(3, 32, 48), 25)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_pipes(model, tmp_path):

@@ -1,5 +1,6 @@
 """The page of ``--preview``: made only when asked, and working in a real browser with nothing loaded from outside."""
 
+import contextlib
 import io
 import os
 import shutil
@@ -29,7 +30,9 @@ def made(tmp_path_factory, write_model):
     write_video(folder / "<in>.mp4", frames, 25, crf=1)
     words = ["anonymize", str(folder / "<in>.mp4"), "--model", str(folder / "m.safetensors")]
     assert main([*words, "-o", str(folder / "plain.mp4")]) == 0
-    assert main([*words, "-o", str(folder / "out.mp4"), "--preview"]) == 0
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert main([*words, "-o", str(folder / "out.mp4"), "--preview"]) == 0
+    assert f"preview: {folder / 'out.mp4.preview.html'}\n" in said.getvalue()
     return folder, words
 
 
@@ -39,6 +42,7 @@ def test_the_page_is_made_only_when_asked_and_says_what_it_holds(made, capsys):
     text = (folder / "out.mp4.preview.html").read_text()
     assert "This page contains raw video." in text
     assert "&lt;in&gt;.mp4" in text
+    assert 'data-first="2"' in text  # the frames before have no predecessor: they are black
     assert "<in>.mp4" not in text
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     assert main([*words, "-o", "-", "--preview"]) == 2
@@ -89,6 +93,10 @@ def pixel(page, x, y=0.5):
     return picture.getpixel((int(x * picture.width), int(y * picture.height)))
 
 
+def test_it_opens_on_the_first_frame_that_is_not_black(page):
+    until(page, number("3 / 12"))
+
+
 def test_frames_are_stepped_one_by_one_and_the_raw_half_shows_that_frame(page):
     page.locator(".frame").fill("4")
     until(page, number("5 / 12"))
@@ -126,4 +134,4 @@ def test_it_plays_and_pauses(page):
     until(page, "document.querySelector('video').currentTime > 0.05 && !document.querySelector('video').paused")
     page.locator(".play").click()
     until(page, "document.querySelector('video').paused")
-    assert page.locator(".play").text_content() == "Play"
+    until(page, "document.querySelector('.play').textContent === 'Play'")  # its event comes a moment later

@@ -185,7 +185,7 @@ def test_a_limit_below_the_data_is_said_once(tmp_path, caplog):
 def test_a_limit_below_one_video_is_the_users_to_mend(tmp_path):
     cache = FrameCache(tmp_path / "cache", SIZE, limit_gib=1000 / 2**30)
     for look in (cache.frames, lambda path: cache.prepare([path], 1, False)):
-        with pytest.raises(UserError, match=r"limit_gib.*alone needs more"):
+        with pytest.raises(UserError, match=r"cache limit = .*alone needs more.*cache_gib"):
             look(video(tmp_path / "a.mp4"))
     assert files(cache.folder) == []
 
@@ -250,7 +250,7 @@ def test_a_full_disk_stops_with_what_to_do_and_leaves_nothing(tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
             cache.prepare([path], 1, False)
         except UserError as error:
-            said = "disk is full" in str(error) and "limit_gib" in str(error)
+            said = "disk is full" in str(error) and "--cache DIR" in str(error) and "cache_gib" in str(error)
             status = 0 if said and not files(tmp_path / "cache") else 2
         finally:
             os._exit(status)

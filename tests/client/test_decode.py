@@ -312,6 +312,14 @@ def test_cut_off_before_the_index(tmp_path):
     refused(path, "cut off")
 
 
+def test_a_container_that_ends_after_its_header(tmp_path):
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        container.start_encoding()
+    refused(tmp_path / "a.mkv", "cut off, or no video")
+
+
 @pytest.mark.parametrize(("suffix", "movflags"), [(".mp4", "+faststart"), (".mkv", ""), (".avi", "")])
 def test_cut_off_in_the_middle(tmp_path, suffix, movflags, caplog):
     codec = "mpeg4" if suffix == ".avi" else "libx264"

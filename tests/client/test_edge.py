@@ -305,7 +305,7 @@ def test_mistakes_of_who_starts_it(model, tmp_path, flags, wrong, capsys):
 def test_a_port_in_use_is_told(shared, capsys):
     model, port = shared
     assert main(["serve", "--model", str(model), "--port", str(port)]) == 2
-    assert f"--port {port}: cannot listen there" in capsys.readouterr().err
+    assert f"--port {port}: port {port} is in use" in capsys.readouterr().err
 
 
 def test_a_fault_in_the_network_is_black_and_never_raw(model):
@@ -481,4 +481,4 @@ def test_ctrl_c_while_a_camera_is_silent_keeps_the_file_and_ends_in_order(shared
 def test_a_service_that_is_not_there(model, tmp_path, capsys):
     words = ["camera", str(model), "--server", "127.0.0.1:9", "-o", str(tmp_path / "o.mp4")]
     assert main(words) == 2
-    assert "--server 127.0.0.1:9: UNAVAILABLE" in capsys.readouterr().err
+    assert "--server 127.0.0.1:9: nothing listens at 127.0.0.1:9" in capsys.readouterr().err

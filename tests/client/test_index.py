@@ -93,6 +93,19 @@ def test_split_folders_above_the_classes(tmp_path: Path) -> None:
     assert index(root, "--force")["train/walk/a.mp4"].action == "train"
 
 
+def test_a_folder_too_high_is_noticed_by_its_single_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "set"
+    for name in ("videos/walk/a.mp4", "videos/box/b.mp4"):
+        touched(root / name)
+    index(root)
+    shown = capsys.readouterr().out
+    assert "note: only one class, videos; training needs two" in shown
+    assert "not decided 2 (training decides" in shown
+    assert "0; 2 rows without, each counts as a source of its own" in shown
+    index(root / "videos")
+    assert "note:" not in capsys.readouterr().out
+
+
 def test_a_flat_folder_and_flat_by_wish(tmp_path: Path) -> None:
     flat, deep = tmp_path / "flat", tmp_path / "deep"
     touched(flat / "a.mp4")

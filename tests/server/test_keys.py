@@ -111,6 +111,18 @@ def test_keys_are_never_overwritten(made, capsys):
     assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before
 
 
+def test_what_to_do_next_is_said_with_the_folders_name(tmp_path, capsys):
+    out = tmp_path / "my keys"
+    assert main(["keys", str(out), "--server", "localhost", "--sites", "north", "a-longer-name"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"next: fedspact server start --keys '{out}'" in lines
+    assert f"then: fedspact server register CONNECTION '{out}'/sites/*/*.pub" in lines
+    assert "CONNECTION is the SuperLink's name" in lines[-1]
+    told = [line for line in lines if line.startswith("  ") and "CONNECTION" not in line]
+    column = told[0].index("to every site")
+    assert all(line[column - 2 : column] == "  " and line[column] != " " for line in told)
+
+
 def test_the_wrappers_print_flowers_own_commands(made, capsys):
     assert main(["server", "start", "--keys", str(made), "--port", "8123", "--print"]) == 0
     said = capsys.readouterr().out
