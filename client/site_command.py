@@ -15,6 +15,7 @@ from client.ledger import read_ledgers, table
 from client.site import Site, load_site
 from spact_models.errors import UserError
 from spact_models.launch import show_and_run
+from spact_models.quieter import quieter
 from spact_models.run_config import load_settings, parse_assignment, read_config_file
 
 SAMPLE = 8  # videos: enough to see that the table fits the files, few enough for a minute
@@ -60,8 +61,8 @@ def _check(site: Site, args: argparse.Namespace) -> int:
     chosen.update(parse_assignment(text) for text in args.assignments)
     if args.preset:
         chosen["preset"] = args.preset
-    logging.getLogger("client.video.decode").setLevel(logging.ERROR)  # the report itself names what is damaged
-    report = check_site(site, load_settings(chosen), args.sample, not args.no_timing)
+    with quieter("client.video.decode", logging.ERROR):  # the report itself names what is damaged
+        report = check_site(site, load_settings(chosen), args.sample, not args.no_timing)
     if args.superlink:
         add_connection(report, look(args.superlink, args.root_certificates))
     print(json.dumps(asdict(report), indent=1) if args.json else "\n".join(lines(report)))

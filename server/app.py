@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from server.unblocked import UnblockedGrid
 from spact_models.errors import RunStopped
 from spact_models.exchange import snapshot
 from spact_models.networks import build_networks, checkpoint_header
+from spact_models.quieter import quieter
 from spact_models.resident import peak_rss_mb
 from spact_models.run_config import load_settings
 from spact_models.settings import Settings
@@ -197,16 +198,9 @@ def summarise(result: FederationResult, settings: Settings) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def quiet_flower() -> Iterator[None]:
+def quiet_flower() -> AbstractContextManager[None]:
     """Only Flower's warnings inside; its level is put back afterwards."""
-    logger = logging.getLogger("flwr")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+    return quieter("flwr", logging.WARNING)
 
 
 def _gather(grid: Grid, settings: Settings, federation: str, classes: Sequence[str]) -> Roster:
