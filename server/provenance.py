@@ -16,9 +16,19 @@ from spact_models.checkpoint import ANONYMIZER_FILE, Checkpoint, load_checkpoint
 from spact_models.errors import UserError
 from spact_models.exchange import ANONYMIZER
 from spact_models.export import export
+from spact_models.learned import least_learned, stopped_early
+from spact_models.model_card import weights_sha256
 from spact_models.networks import BUFFERS, load_anonymizer
 
 EVALUATION = "evaluation.json"  # what `fedspact evaluate` leaves in a run folder
+NOT_JUDGED = f"no {EVALUATION} beside it; fedspact evaluate makes one"
+ANONYMIZED, RAW = "anonymized", "raw"
+ACTION, A_FRESH_ACTION_NETWORK = "action (utility)", "a fresh f_T"
+UNNAMED = "not told"  # the strongest attacker of an older summary
+JUDGE = "judge."
+BUDGET = ("steps", "batch", "lr", "train_clips", "test_clips")
+IN_FULL = "by fedspact evaluate"
+SHORT = "the short one at the run's end: one seed, no intervals; fedspact evaluate makes a longer one"
 
 
 def source(path: Path) -> tuple[Path, RunFolder | None]:
@@ -52,7 +62,7 @@ def anonymizer_tensors(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 def training_summary(header: Mapping[str, Any], run: RunFolder | None) -> dict[str, Any]:
     """How it came about, from the checkpoint's header and the run folder's own files; no path of anybody's machine."""
-    settings = {key: value for key, value in header["settings"].items() if not _is_path(key)}
+    settings = {key: value for key, value in header["settings"].items() if not is_path(key)}
     told: dict[str, Any] = {
         "round": header.get("round", "unknown"),
         "seed": settings.get("seed", "unknown"),
@@ -66,18 +76,43 @@ def training_summary(header: Mapping[str, Any], run: RunFolder | None) -> dict[s
 
 
 def evidence(model: Path, run: RunFolder | None) -> tuple[dict[str, Any], str]:
-    """What ``evaluation.json`` found of exactly this file: figures, or nothing and the reason."""
-    path = None if run is None else run.path / EVALUATION
-    if path is None or not path.is_file():
-        return {}, "no evaluation.json beside it; fedspact evaluate makes one"
+    """What a judgement found of exactly this file: figures, or nothing and the reason.
+
+    The newest of ``evaluation*.json`` that is about it; else the short judgement in ``summary.json``, where these are
+    the weights of the run's end.
+    """
+    if run is None:
+        return {}, NOT_JUDGED
+    own, reason = hashlib.sha256(model.read_bytes()).hexdigest(), ""
+    found: list[tuple[tuple[bool, str, bool], dict[str, Any]]] = []
+    for path in judgement_files(run.path):
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+            if said["model"].get("sha256") != own:
+                reason = reason or f"{path.name} is about another file"
+            elif ANONYMIZED not in said["representations"]:
+                reason = reason or f"{path.name} holds baselines alone"
+            else:
+                found.append((rank(own, own, said["created"], path.name), _evidence(said)))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"{path.name} cannot be read ({type(error).__name__}: {error})"
+    if found:
+        return max(found, key=lambda one: one[0])[1], ""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        judged = said["model"].get("sha256")
-        if judged != hashlib.sha256(model.read_bytes()).hexdigest():
-            return {}, "evaluation.json is about another file"
-        return _evidence(said), ""
+        short = _short_evidence(run) if _is_of_the_end(model, run) else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return {}, f"evaluation.json cannot be read ({type(error).__name__}: {error})"
+        return {}, reason or f"{SUMMARY} cannot be read ({type(error).__name__}: {error})"
+    return (short, "") if short else ({}, reason or NOT_JUDGED)
+
+
+def judgement_files(run: Path) -> list[Path]:
+    """What ``fedspact evaluate`` left in a run's folder: a judgement made otherwise than the last moves that aside."""
+    return sorted(run.glob(f"{Path(EVALUATION).stem}*.json"))
+
+
+def rank(judged: str | None, own: str, created: str, file: str) -> tuple[bool, str, bool]:
+    """Which of several judgements counts, the largest: one of this very file (SHA-256), the newest, the unmoved."""
+    return judged == own, created, file == EVALUATION
 
 
 def now() -> str:
@@ -90,13 +125,14 @@ def described(path: Path) -> tuple[Anonymizer, Checkpoint]:
     return load_anonymizer(path)[0], load_checkpoint(path)
 
 
-def _is_path(key: str) -> bool:
+def is_path(key: str) -> bool:
     return key == "run_dir" or key.endswith("_weights") or key.startswith("release.")
 
 
 def _history(run: RunFolder) -> dict[str, Any]:
     """Sites, rounds and bytes of the training, from ``metrics.jsonl`` and ``summary.json``."""
-    rounds = [line for line in run.history() if line["kind"] == "train"]
+    history = run.history()
+    rounds = [line for line in history if line["kind"] == "train"]
     sites = sorted({site["name"] for line in rounds for site in line["sites"]})
     told: dict[str, Any] = {
         "begun": run.created(),
@@ -106,28 +142,38 @@ def _history(run: RunFolder) -> dict[str, Any]:
     if sites:  # a centralised run has none
         told |= {"sites": len(sites)}
     told |= {
-        "bytes_up": sum(line["bytes_up"] for line in rounds),
-        "bytes_down": sum(line["bytes_down"] for line in rounds),
+        "bytes_up": sum(line["bytes_up"] for line in history),  # evaluations too, as `watch` and the report count
+        "bytes_down": sum(line["bytes_down"] for line in history),
     }
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # without its summary a run has told none
         told["seconds"] = json.loads((run.path / SUMMARY).read_text(encoding="utf-8"))["seconds"]
     return told
 
 
+def _is_of_the_end(model: Path, run: RunFolder) -> bool:
+    """Whether a file holds the weights of the run's last checkpoint, which its end has judged."""
+    kept = list(run.checkpoints().values())
+    try:
+        files = [load_checkpoint(path) for path in (model, *kept[-1:])]
+    except UserError:  # damaged: then it is none that was judged
+        return False
+    weights = [weights_sha256(anonymizer_tensors(file)) for file in files]
+    return len(weights) == 2 and weights[0] == weights[1]
+
+
 def _evidence(said: Mapping[str, Any]) -> dict[str, Any]:
     rows, chance = said["representations"], said["chance"]
-    if "anonymized" not in rows:
-        raise KeyError("anonymized")
+    ours, raw = rows[ANONYMIZED], rows.get(RAW, {"action": None, "attacks": {}})
     questions: dict[str, Any] = {}
-    ours, raw = rows["anonymized"], rows.get("raw", {"action": None, "attacks": {}})
     if ours["action"] is not None:
-        questions["action (utility)"] = _figure(ours["action"], raw["action"], chance.get("action"), "a fresh f_T")
+        questions[ACTION] = _figure(ours["action"], raw["action"], chance.get("action"), A_FRESH_ACTION_NETWORK)
     for task, attack in ours["attacks"].items():
-        strongest = attack["attackers"][attack["strongest"]]
+        strongest, by = _strongest(attack["attackers"])
         before = raw["attacks"].get(task)
-        beside = None if before is None else before["attackers"][before["strongest"]]
-        questions[task] = _figure(strongest, beside, chance.get(task), attack["strongest"])
+        beside = _strongest(before["attackers"])[0] if before else None
+        questions[task] = _figure(strongest, beside, chance.get(task), by)
     return {
+        "judgement": IN_FULL,
         "questions": questions,
         "protocol": said["protocol"],
         "seeds": list(said["seeds"]),
@@ -139,12 +185,56 @@ def _evidence(said: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _short_evidence(run: RunFolder) -> dict[str, Any]:
+    """The judgement that ``demo``, ``simulate`` and ``centralize`` make at their end; empty: they made none."""
+    path = run.path / SUMMARY
+    said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    learned, questions = said.get("learned") or {}, {}
+
+    def figures(task: str, name: str) -> dict[str, dict[str, Any]]:
+        """By attacker; of a run from before attackers were listed, the strongest alone."""
+        listed = (said.get("attackers") or {}).get(task, {}).get(name) or {UNNAMED: said["attack"][task].get(name)}
+        knew = (learned.get(task) or {}).get(name) or {}
+        return {who: {"mean": mean, "learned": knew.get(who)} for who, mean in listed.items() if mean is not None}
+
+    utility, knew = said.get("utility") or {}, learned.get("action") or {}
+    if utility.get(ANONYMIZED) is not None:
+        kept, before = ({"mean": utility.get(name), "learned": knew.get(name)} for name in (ANONYMIZED, RAW))
+        beside = None if before["mean"] is None else before
+        questions[ACTION] = _figure(kept, beside, utility.get("chance"), A_FRESH_ACTION_NETWORK)
+    for task, row in (said.get("attack") or {}).items():
+        ours, raw = figures(task, ANONYMIZED), figures(task, RAW)
+        if ours:
+            strongest, by = _strongest(ours)
+            questions[task] = _figure(strongest, _strongest(raw)[0] if raw else None, row.get("chance"), by)
+    if not questions:
+        return {}
+    asked = {key.removeprefix(JUDGE): value for key, value in run.settings().items() if key.startswith(JUDGE)}
+    return {
+        "judgement": SHORT,
+        "questions": questions,
+        "seeds": [said.get("seed", "unknown")],
+        "train_videos": said.get("train_videos", "unknown"),
+        "test_videos": said.get("test_videos", "unknown"),
+        "budget": {name: asked[name] for name in BUDGET if name in asked},
+    }
+
+
+def _strongest(attackers: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], str]:
+    """The figure of the attacker with the highest mean, ``learned`` as little as the least finished had; its name."""
+    name = max(attackers, key=lambda one: attackers[one]["mean"])
+    told = [one.get("learned") for one in attackers.values()]
+    return {**attackers[name], "learned": least_learned(attackers[name]["mean"], told)}, name
+
+
 def _figure(ours: Mapping[str, Any], raw: Mapping[str, Any] | None, chance: float | None, by: str) -> dict[str, Any]:
     return {
         "anonymized": ours["mean"],
-        "low": ours["low"],
-        "high": ours["high"],
+        "at_least": stopped_early(ours.get("learned")),
+        "low": ours.get("low"),
+        "high": ours.get("high"),
         "raw": None if raw is None else raw["mean"],
+        "raw_at_least": raw is not None and stopped_early(raw.get("learned")),
         "chance": chance,
         "strongest": by,
     }

@@ -23,6 +23,9 @@ FORMAT, FORMAT_VERSION = "fedspact-model-card", 1
 CODE_LICENCE = "Apache-2.0"
 REMEDY = "free that disk, then give the same command again"
 UNSTATED = "not stated by whoever trained it; ask before you pass it on"
+AT_LEAST = (
+    "≥: a network still did not know its own training clips when its steps ended; with more steps it may find more."
+)
 LIMITS = (
     "It hides looks, not everything: how somebody moves remains, and so does that somebody moves.",
     "Judged by fresh networks of a given budget on given videos. A stronger attacker, another camera or other people "
@@ -41,7 +44,7 @@ class Card:
     anonymizer: Mapping[str, Any]  # export.describe, and what the export measured
     weights_sha256: str
     training: Mapping[str, Any]
-    evidence: Mapping[str, Any] = field(default_factory=dict)  # of evaluation.json; empty: not judged
+    evidence: Mapping[str, Any] = field(default_factory=dict)  # of evaluation.json or summary.json; empty: not judged
     unjudged: str = ""  # why there is no evidence
     release: Mapping[str, Any] = field(default_factory=dict)  # of the gate; empty: not released
     licence: str = UNSTATED
@@ -160,12 +163,20 @@ def _evidence(tree: Mapping[str, Any]) -> str:
         "| question | raw | anonymized | 95 % interval | chance | strongest attacker |",
         "|---|---|---|---|---|---|",
     ]
+    hurried = False
     for task, one in evidence["questions"].items():
-        interval = f"{one['low']:.3f} – {one['high']:.3f}"
-        raw, chance = ("–" if one[name] is None else f"{one[name]:.3f}" for name in ("raw", "chance"))
-        lines.append(f"| {task} | {raw} | {one['anonymized']:.3f} | {interval} | {chance} | {one['strongest']} |")
-    told = {name: value for name, value in evidence.items() if name != "questions"}
-    return "\n".join(lines) + "\n\n" + _list(told)
+        interval = "–" if one["low"] is None else f"{one['low']:.3f} – {one['high']:.3f}"
+        bounds = {"raw": one["raw_at_least"], "anonymized": one["at_least"], "chance": False}
+        raw, ours, chance = (_share(one[name], at_least) for name, at_least in bounds.items())
+        lines.append(f"| {task} | {raw} | {ours} | {interval} | {chance} | {one['strongest']} |")
+        hurried = hurried or any(bounds.values())
+    told = {name: value for name, value in evidence.items() if name not in ("judgement", "questions") and value}
+    parts = [f"Judgement: {evidence['judgement']}.", "\n".join(lines), _list(told)]
+    return "\n\n".join([*parts[:2], AT_LEAST, parts[2]] if hurried else parts)
+
+
+def _share(value: float | None, at_least: bool) -> str:
+    return "–" if value is None else f"{'≥ ' if at_least else ''}{value:.3f}"
 
 
 def _release(release: Mapping[str, Any] | None) -> str:

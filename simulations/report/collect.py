@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.provenance import judgement_files, rank
 from server.runs import RunFolder
 from simulations.audit.findings import FILE as AUDIT
 from simulations.audit.findings import Audit, read_audit
@@ -154,18 +155,19 @@ def _judgements(folder: RunFolder) -> tuple[list[Judged], list[str]]:
     A judgement by another protocol, with other settings or of other data moves the one before to a name with its date.
     """
     found, unread = [], []
-    for path in sorted(folder.path.glob(f"{Path(FILE).stem}*.json")):
+    for path in judgement_files(folder.path):
         try:
             found.append(from_evaluation(read_evaluation(path), path.name))
         except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
             if path.name == FILE:
                 raise
-            unread.append(str(error) if isinstance(error, UserError) else f"{path}: damaged ({error})")
+            told = str(error) if isinstance(error, UserError) else f"{path}: damaged ({error})"
+            unread.append(told.replace(str(path), path.name))  # for a page that others may see
     if len(found) > 1:
         model = present_anonymizer(folder)
         own = hashlib.sha256(model.read_bytes()).hexdigest() if model is not None else ""
         found.sort(
-            key=lambda one: (one.model.get("sha256") == own, one.described["created"], one.source == FILE), reverse=True
+            key=lambda one: rank(one.model.get("sha256"), own, one.described["created"], one.source), reverse=True
         )
     return found, unread
 
