@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from simulations.report.arm_words import task_of
 from simulations.report.collect import ComparisonStory
 from simulations.report.run_tables import settings_table
@@ -28,7 +30,7 @@ def comparison_facts(comparison: ComparisonStory) -> Table:
         "the judge's budget": pairs(budget),
         "clips": size,
         "test videos, clips": ", ".join(str(told[key]) for key in ("test_videos", "test_clips") if key in told),
-        "manifest": told.get("manifest"),
+        "manifest": Path(told["manifest"]).name if told.get("manifest") else None,
         "trained in": ", ".join(sorted(lent)),
         "device": ", ".join(sorted(devices)),
         "versions": pairs(told.get("versions")),

@@ -6,7 +6,7 @@ from simulations.protocols.evaluation import ALL, SAME_SOURCE
 from simulations.protocols.suite import REPRESENTATIONS
 from simulations.report.collect import RunStory
 from simulations.report.judged import ANONYMIZED, RAW, Judged, Seen
-from simulations.report.words import counted, name_of, percent
+from simulations.report.words import counted, name_of, percent, without_folders
 
 
 def not_measured(run: RunStory) -> list[str]:
@@ -41,7 +41,7 @@ def not_attacked(run: RunStory) -> list[str]:
     """The same of attacks on what a federation gives away."""
     if run.audit is not None:
         return list(run.audit.not_measured)
-    return [f"what updates and networks give away: attack them with fedspact audit {run.path}"]
+    return [f"what updates and networks give away: attack them with fedspact audit {without_folders(run.path)}"]
 
 
 def _rows_and_questions(judged: Judged, seen: Seen) -> list[str]:

@@ -136,7 +136,19 @@
     }
   }, { threshold: 0.25 });
   for (const video of document.querySelectorAll("video")) {
-    video.addEventListener("click", () => { video.held = !video.paused; });
+    const button = video.closest("figure").querySelector(".play");
+    const words = button.getAttribute("aria-label").replace(/^Play/, "");
+    const toggle = () => {
+      video.held = !video.paused;
+      if (video.held) video.pause();
+      else video.play().catch(() => {});
+    };
+    const tell = () => {
+      button.textContent = video.paused ? "Play" : "Pause";
+      button.setAttribute("aria-label", button.textContent + words);
+    };
+    for (const control of [video, button]) control.addEventListener("click", toggle);
+    for (const change of ["play", "pause"]) video.addEventListener(change, tell);
     sight.observe(video);
   }
   stillness.addEventListener("change", () => {

@@ -37,6 +37,7 @@ from simulations.report.words import (
     moment,
     percent,
     verdicts,
+    without_folders,
 )
 from spact_models import __version__
 from spact_models.files import BY_UMASK, check_writable, write_file
@@ -211,12 +212,12 @@ def _tiles(run: RunStory) -> list[Tile]:
     if judged is not None:
         seen, raw, task = judged.representations[ANONYMIZED], judged.representations.get(RAW), judged.main_task
         if seen.action is not None:
-            beside = f"raw\u00a0{percent(raw.action.mean)}" if raw and raw.action else ""
+            beside = f"raw\u00a0{measured(raw.action)}" if raw and raw.action else ""
             tiles.append(Tile("action top-1", measured(seen.action), beside))
         leakage = seen.leakage(task) if task else None
         if task and leakage is not None:
             on_raw = raw.leakage(task) if raw else None
-            told = [f"raw\u00a0{percent(on_raw.mean)}"] if on_raw else []
+            told = [f"raw\u00a0{measured(on_raw)}"] if on_raw else []
             told.append(f"chance\u00a0{percent(judged.chance.get(task))}")
             tiles.append(Tile("strongest attacker", measured(leakage), ", ".join(told)))
         tiles.append(Tile("held-out videos", str(judged.test_videos or "–"), counted(len(judged.seeds), "seed")))
@@ -236,7 +237,7 @@ def _state(run: RunStory) -> str:
 
 def _how_judged(run: RunStory) -> str:
     judged = run.judged
-    command = f"fedspact evaluate {run.path}"
+    command = f"fedspact evaluate {without_folders(run.path)}"
     if judged is None:
         return f"This run was not judged. Get its figures with: {command}"
     if judged.source == "summary.json":

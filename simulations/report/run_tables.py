@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from server.provenance import is_path
 from simulations.report.collect import RunStory
 from simulations.report.judged import ANONYMIZED
 from simulations.report.tables import DOWN, UP, Cell, Line, Table, figure_cell
@@ -33,25 +35,26 @@ def overview_table(runs: Sequence[RunStory]) -> Table:
 
 
 def site_table(run: RunStory) -> Table | None:
-    """One line a site over the whole run, the worst marked; None: nothing came from sites."""
+    """One line a site over the whole run, that where the shared networks do least marked; None: nothing from sites."""
     totals = site_totals(run)
     if not totals:
         return None
     worst = worst_site(totals)
+    marked = "lowest top-1" if any("top1" in told for told in totals.values()) else "highest L_T"
     lines = []
     for name, told in totals.items():
         mark = "worst" if name == worst and len(totals) > 1 else ""
         labelled = told.get("examples.action")
         cells = [
             Cell(f"{told.get('examples.anonymizer', 0):.0f}", "" if labelled else "no labels of its own"),
-            Cell(percent(told.get("top1")), f"of {told['tested']:.0f} videos" if "tested" in told else ""),
+            Cell(percent(told.get("top1")), f"of {told['tested']:.0f} held out" if "tested" in told else ""),
             Cell(_decimal(told.get("loss.action"))),
             Cell(_decimal(told.get("loss.privacy")), f"chance {_decimal(told.get('chance.privacy'))}"),
             Cell(byte_size(told["bytes_up"])),
             Cell(duration(told["seconds"])),
             Cell(f"{told['rounds']:.0f}", f"{told['dropped']:.0f} missed" if told["dropped"] else ""),
         ]
-        lines.append(Line(Cell(name, "worst site" if mark else "", bool(mark)), cells, mark))
+        lines.append(Line(Cell(name, marked if mark else ""), cells, mark))
     heads = ["site", "videos", f"f_T top-1{UP}", "last L_T", "last L_B", "sent up", "training", "rounds"]
     return Table("The sites; the figures are what each reported itself", heads, lines)
 
@@ -95,7 +98,7 @@ def cost_table(runs: Sequence[RunStory]) -> Table:
         ("training rounds", [Cell(f"{run.rounds_done} of {run.rounds_planned}") for run in runs]),
         ("sent up, a round", [Cell(_per_round(run, "bytes_up")) for run in runs]),
         ("sent down, a round", [Cell(_per_round(run, "bytes_down")) for run in runs]),
-        ("sent up and down, in total", [Cell(byte_size(_total_bytes(run))) for run in runs]),
+        ("sent up and down in total, with the evaluations", [Cell(byte_size(_total_bytes(run))) for run in runs]),
         ("peak memory", [Cell(_memory(run)) for run in runs]),
         ("device", [Cell(str(run.summary.get("device", "–"))) for run in runs]),
     ]
@@ -129,7 +132,10 @@ def facts_table(run: RunStory) -> Table:
 
 
 def settings_table(settings: Mapping[str, Any]) -> Table:
-    """Every setting; those that differ from their preset's default come first and are marked."""
+    """Every setting; those that differ from their preset's default come first and are marked.
+
+    Of paths the last name is told, so that a page that is passed on does not tell whose folders they are.
+    """
     try:
         usual: Mapping[str, Any] = load_settings({"preset": settings.get("preset", "tiny")}).flat()
     except UserError:  # a preset of another version
@@ -138,7 +144,8 @@ def settings_table(settings: Mapping[str, Any]) -> Table:
     lines = []
     for key in [*changed, *(key for key in settings if key not in changed)]:
         note = f"preset: {usual[key]}" if key in changed and key in usual else ""
-        lines.append(Line(Cell(key, strong=key in changed), [Cell(str(settings[key]), note)]))
+        value = Path(str(settings[key])).name if is_path(key) else str(settings[key])
+        lines.append(Line(Cell(key, strong=key in changed), [Cell(value, note)]))
     caption = "Settings; those that differ from the preset's come first" if changed else "Settings, all the preset's"
     return Table(caption, ["setting", "value"], lines, numeric=False)
 

@@ -163,7 +163,7 @@ def _note(strips: Sequence[Strip], lost: int) -> str:
         return f"No strips: none of the {lost} chosen held-out videos can be read any more."
     raw = sum(strip.raw for strip in strips)
     if raw == len(strips):
-        told = "Held-out videos; on the left as filmed, on the right what the anonymizer makes of them."
+        told = "Held-out videos; on the left raw, on the right what the anonymizer makes of them."
     elif raw:
         told = "Held-out videos; raw pictures are shown only of those that are drawn, not filmed."
     else:

@@ -201,10 +201,10 @@ def _scatter_words(judged: Judged, task: str) -> str:
     if place is None:
         return ""
     told = f"Scatter chart of {len(judged.representations)} representations. Anonymized video keeps action top-1 "
-    told += f"{percent(place[0].mean)} while the strongest attacker reaches {percent(place[1].mean)} in {name_of(task)}"
+    told += f"{measured(place[0])} while the strongest attacker reaches {measured(place[1])} in {name_of(task)}"
     raw = _place(judged, RAW, task)
     if raw is not None:
-        told += f"; raw video {percent(raw[0].mean)} and {percent(raw[1].mean)}"
+        told += f"; raw video {measured(raw[0])} and {measured(raw[1])}"
     return f"{told}; chance {percent(judged.chance.get('action'))} and {percent(judged.chance.get(task))}."
 
 

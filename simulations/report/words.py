@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,19 +131,22 @@ def headline(run: RunStory) -> Sentence:
 def _kept(seen: Seen, raw: Seen | None, chance: float | None) -> str:
     if seen.action is None:
         return "The action could not be measured"
-    level = f"{percent(seen.action.mean, 0)} of held-out videos"
+    level = f"A fresh network names the action in {_in_words(seen.action)} of held-out videos"
     if raw is None or raw.action is None:
-        return f"A fresh network names the action in {level} (raw video was not judged)"
+        return f"{level} (raw video was not judged)"
+    on_raw = f"raw video: {_in_words(raw.action)}"
+    if raw.action.at_least:  # what there was to keep is not known, so no share of it is told
+        return f"{level} ({on_raw}, by a network that had not learned its own training clips)"
     if raw.action.mean <= (chance or 0) or seen.action.mean > raw.action.mean:
-        return f"A fresh network names the action in {level} (raw video: {percent(raw.action.mean, 0)})"
-    return f"Keeps {percent(seen.action.mean / raw.action.mean, 0)} of the action"
+        return f"{level} ({on_raw})"
+    return f"Keeps {_in_words(replace(seen.action, mean=seen.action.mean / raw.action.mean))} of the action"
 
 
 def _found(task: str, attack: Attack, chance: float | None) -> str:
     found = attack.leakage.mean
     close = chance is not None and abs(found - chance) < 0.02
     level = f"(chance\u00a0{percent(chance, 1 if close else 0)})" if chance is not None else "(chance unknown)"
-    share = f"{'at least ' if attack.leakage.at_least else ''}{percent(found, 1 if close else 0)}"
+    share = _in_words(attack.leakage, 1 if close else 0)
     who = (
         f"the strongest of {len(attack.attackers)} fresh attackers" if len(attack.attackers) > 1 else "a fresh attacker"
     )
@@ -154,6 +158,11 @@ def _found(task: str, attack: Attack, chance: float | None) -> str:
         return f"{who} finds a video again among those of its source in {share} of tries {level}"
     asked = {"identity": "the person", "source": "the camera or recording"}.get(task, f"the {name_of(task)}")
     return f"{who} names {asked} in {share} of held-out videos {level}"
+
+
+def _in_words(figure: Figure, digits: int = 0) -> str:
+    """A figure's share in a sentence; ``at least`` where :func:`measured` has ``≥``."""
+    return f"{'at least ' if figure.at_least else ''}{percent(figure.mean, digits)}"
 
 
 def verdicts(run: RunStory) -> list[Sentence]:
@@ -196,7 +205,7 @@ def _key(judged: Judged) -> str:
 
 
 def _beside(figure: Figure, raw: Figure | None, chance: float | None) -> str:
-    on_raw = f"raw\u00a0{percent(raw.mean)}, " if raw else ""
+    on_raw = f"raw\u00a0{measured(raw)}, " if raw else ""
     return f"{measured(figure)} ({on_raw}chance\u00a0{percent(chance)})"
 
 
@@ -227,15 +236,19 @@ def _target(judged: Judged, seen: Seen) -> Sentence | None:
     short = TARGET_ACTION * raw.action.mean - seen.action.mean
     over = leakage.mean - chance - TARGET_LEAKAGE
     missing = []
-    if short > 0:
-        missing.append(f"the action is {_size(short)} short")
+    unsure = seen.action.at_least, raw.action.at_least  # of both nobody knows how far it is short
+    if short > 0 and not all(unsure):
+        bound = "at most " if unsure[0] else "at least " if unsure[1] else ""
+        missing.append(f"the action is {bound}{_size(short)} short")
     if over > 0:
-        missing.append(f"identity is {_size(over)} over it")
-    if missing:
+        missing.append(f"identity is {'at least ' if leakage.at_least else ''}{_size(over)} over it")
+    if over > 0 or (short > 0 and not seen.action.at_least):
         return Sentence(f"{aim} missed: {' and '.join(missing)}.", "bad")
-    if leakage.at_least:
-        knew = f"was right in only {percent(leakage.learned, 0)} of its own training clips when its steps ended"
-        return Sentence(f"{aim} not shown to be met: an attacker {knew}. Give it more.", "bad")
+    hurried = {"the action network": seen.action, "that on raw video": raw.action, "an attacker": leakage}
+    for who, figure in hurried.items():
+        if figure.at_least:
+            knew = f"was right in only {percent(figure.learned, 0)} of its own training clips when its steps ended"
+            return Sentence(f"{aim} not shown to be met: {who} {knew}. Give it more.", "bad")
     return Sentence(f"{aim} met.", "good")
 
 
@@ -281,13 +294,22 @@ def _beats(one: tuple[Figure, Figure], other: tuple[Figure, Figure]) -> bool:
 def _told(name: str, place: tuple[Figure, Figure], task: str | None, ours: tuple[Figure, Figure]) -> str:
     within = all(_overlap(mine, theirs) for mine, theirs in zip(ours, place, strict=True))
     extra = ", its 95 % bars overlapping" if within else ""
-    figures = f"{percent(place[0].mean)} action, {percent(place[1].mean)} {name_of(task or '')}"
+    figures = f"{measured(place[0])} action, {measured(place[1])} {name_of(task or '')}"
     return f"{name_of(name)} ({figures}{extra})"
 
 
 def _overlap(one: Figure, other: Figure) -> bool:
     known = None not in (one.low, one.high, other.low, other.high)
     return known and one.low <= other.high and other.low <= one.high  # type: ignore[operator]
+
+
+def without_folders(path: Path) -> str:
+    """A folder as one would type it here; of one that is not below the working folder the name alone.
+
+    A page is passed on and moved: an absolute path would tell its maker's name, and be wrong elsewhere.
+    """
+    path = path.absolute()
+    return shlex.quote(str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name)
 
 
 def pairs(told: Mapping[str, Any] | None) -> str:

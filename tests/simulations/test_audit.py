@@ -279,6 +279,7 @@ def test_without_a_promise_there_is_nothing_to_refute(squares, fast, tmp_path, c
     for key, value in {**fast, "rounds.minimax": 0}.items():
         words += ["--set", f"{key}={value}"]
     assert main(words) == 0
+    capsys.readouterr()
     assert main(["audit", str(tmp_path / "run"), "--only", "canary", "--out", str(tmp_path / "mine.json")]) == 0
     said = capsys.readouterr()
     reason = "the run promises no epsilon (dp.unit = 'none')"

@@ -128,7 +128,7 @@ def test_videos_play_in_sight_and_stand_still_for_those_who_wish_so(visit):
     until(page, "document.querySelector('video').currentTime > 0.2")
     assert page.evaluate("[...document.querySelectorAll('video')].map((video) => video.error)") == [None] * 8
     assert page.evaluate(
-        "[...document.querySelectorAll('video')].every((v) => v.muted && v.loop && v.controls && v.playsInline && "
+        "[...document.querySelectorAll('video')].every((v) => v.muted && v.loop && !v.controls && v.playsInline && "
         "v.poster.startsWith('data:image/jpeg') && v.getAttribute('aria-label').length > 10)"
     )
     assert page.evaluate("document.querySelector('video').videoWidth") == 2 * 192 + 4
@@ -138,8 +138,40 @@ def test_videos_play_in_sight_and_stand_still_for_those_who_wish_so(visit):
     still.locator("video").first.scroll_into_view_if_needed()
     until(still, "document.querySelector('video').readyState >= 1")
     assert still.evaluate("[...document.querySelectorAll('video')].every((video) => video.paused)")
-    still.evaluate("document.querySelector('video').play()")  # whoever presses the button sees it
+    still.locator("button.play").first.click()  # whoever presses the button sees it
     until(still, "document.querySelector('video').currentTime > 0.1")
+
+
+def test_the_keyboard_stops_a_video_and_it_stays_stopped(visit):
+    page = visit(viewport={"width": 1280, "height": 900})
+    button = page.locator("button.play").first
+    page.locator("video").first.scroll_into_view_if_needed()
+    label = "document.querySelector('button.play').getAttribute('aria-label')"
+    until(page, f"{label}.startsWith('Pause: ')")
+    button.focus()
+    page.keyboard.press("Enter")
+    until(page, f"{label}.startsWith('Play: ')")
+    assert button.inner_text() == "Play"
+    assert page.evaluate("document.querySelector('video').paused")
+    page.locator("#cost").scroll_into_view_if_needed()
+    until(page, "[...document.querySelectorAll('video')].every((video) => video.paused)")
+    page.locator("video").first.scroll_into_view_if_needed()
+    until(page, "!document.querySelectorAll('video')[1].paused")
+    assert page.evaluate("document.querySelector('video').paused")
+    page.keyboard.press("Enter")
+    until(page, "!document.querySelector('video').paused")
+
+
+def test_nothing_lies_on_the_pictures(visit):
+    """The browser's own controls cover half of a picture as small as these."""
+    page = visit(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    button = page.locator("button.play").first
+    button.scroll_into_view_if_needed()
+    video = page.locator("video").first.bounding_box()
+    box = button.bounding_box()
+    assert box["y"] >= video["y"] + video["height"]
+    assert box["height"] >= 24  # WCAG 2.5.8
+    assert page.locator("video[controls]").count() == 0
 
 
 def test_links_lead_somewhere_and_the_keyboard_gets_there(visit):
@@ -272,6 +304,8 @@ def test_without_javascript_the_tables_tell_all(browser, address):
     page.goto(address)
     assert page.locator("noscript p").is_visible()
     assert page.locator(".chart").first.is_hidden()
+    assert page.locator("button.play").first.is_hidden()  # the browser's own controls serve instead
+    assert page.locator("video[controls]").count() == page.locator("video").count() == 8
     page.locator("#tradeoff summary").first.click()
     assert "94.0" in page.locator("#tradeoff table").first.inner_text()
     context.close()

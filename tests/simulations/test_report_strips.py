@@ -56,7 +56,7 @@ def test_real_footage_is_shown_anonymized_alone_and_nobody_is_named(real_run, tm
     assert np.abs(seen - raw).mean() > 20
     page = render([real_run], [])
     assert "red" not in {word for strip in made.strips for word in strip.action.split()}
-    assert "as filmed" not in page
+    assert "<span>raw</span>" not in page
     assert "Anonymized videos" in page
 
 
@@ -70,7 +70,12 @@ def test_raw_is_shown_beside_where_the_run_drew_its_videos_or_one_asks_for_it(re
         left = seen[:, :, :TILE_PX]
         assert np.abs(left - raw_frames(run, TILE_PX)).mean() < 12  # but for scaling and the codec
         assert np.abs(left - seen[:, :, -TILE_PX:]).mean() > 20
-    assert "the videos of this run are drawn, not filmed" in render([drawn_run], [])
+    page = render([drawn_run], [])
+    assert "the videos of this run are drawn, not filmed" in page
+    assert "on the left raw, on the right" in page
+    assert page.count("<span>raw</span><span>anonymized</span>") == 4
+    assert page.count(": raw on the left, anonymized on the right") == 4
+    assert "as filmed" not in page
 
 
 def test_a_link_into_the_drawn_folder_does_not_make_footage_synthetic(drawn_run, squares):
