@@ -39,7 +39,8 @@ from spact_models.minimax import Player, Players, anonymized_views, has_lesson, 
 from spact_models.noise import ROUNDING_HEADROOM, SecretStream
 from spact_models.seeds import seed_for, seed_noise
 from spact_models.settings import Settings
-from spact_models.views import Batch, FrameBatch, augmentation, prepare
+from spact_models.speed import batch_on
+from spact_models.views import Batch
 
 Draw = Callable[[int, int], Batch | None]  # (step of the round, group) -> what the group shows; None: it is empty
 
@@ -108,11 +109,8 @@ class Groups:
         if not clips and not views:
             return None
         seed_noise("noise", own)  # f_A's output noise
-        frames = self.loader.batch_of(clips, views, rng).to(self.device)
-        if self.settings.views.source == "image":
-            frames = FrameBatch(frames.clips_BTHWC, frames.labels_B, frames.first_NTHWC, frames.first_NTHWC)
-        augment = augmentation(self.settings.augment)
-        return prepare(frames, augment, torch.Generator().manual_seed(seed_for("augment", own)))
+        frames = self.loader.batch_of(clips, views, rng)
+        return batch_on(self.device, frames, self.settings, torch.Generator().manual_seed(seed_for("augment", own)))
 
 
 def _some(rows: list[Row], most: int, rng: np.random.Generator) -> list[Row]:

@@ -30,8 +30,8 @@ from spact_models.networks import Networks, build_privacy_network
 from spact_models.noise import SecretStream
 from spact_models.seeds import own_noise, seed_for, seed_noise
 from spact_models.settings import Settings
-from spact_models.speed import compile_networks, make_adam, onto, plain_copy, prepare_device, seat_in_memory
-from spact_models.views import Batch, FrameBatch, augmentation, prepare, to_float_BCTHW
+from spact_models.speed import batch_on, compile_networks, make_adam, plain_copy, prepare_device, seat_in_memory
+from spact_models.views import Batch, FrameBatch, to_float_BCTHW
 from spact_models.warmup import warmup_step
 
 on_step: ContextVar[Callable[[], object]] = ContextVar("on_step", default=lambda: None)  # progress bars hang on to it
@@ -151,13 +151,9 @@ def evaluate(networks: Networks, loader: ClipLoader, rows: Iterable[Row], clips_
 def prepared(
     frame_batches: Iterator[FrameBatch], settings: Settings, generator: torch.Generator, device: torch.device
 ) -> Iterator[Batch]:
-    """uint8 to the device, float and augmentation there; ``views.source = image`` crops one picture twice."""
-    augment = augmentation(settings.augment)
+    """uint8 to the device, float and augmentation there."""
     for frames in frame_batches:
-        moved = onto(device, frames)
-        if settings.views.source == "image":
-            moved = FrameBatch(moved.clips_BTHWC, moved.labels_B, moved.first_NTHWC, moved.first_NTHWC)
-        yield prepare(moved, augment, generator, frames.labels_B)
+        yield batch_on(device, frames, settings, generator)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from client.held import attackable
+from client.training import batches_of_round
 from client.video.cache import FrameCache, check_share
 from client.video.rows import Row, class_names, read_rows, write_rows
 from server.budget import privacy_spent
@@ -159,9 +160,10 @@ def readable(rows: list[Row], cache: FrameCache, unreadable_share: float) -> lis
 
 def batches_of_run(settings: Settings, sites: int) -> int:
     """Batches that all sites together draw in the whole run: the length of the progress bar."""
-    game = settings.game.catch_up_steps + settings.rounds.cycles * (1 + settings.game.critic_steps)
-    asked = min(sites, settings.rounds.sites or sites)
-    return asked * (settings.rounds.warmup * settings.warmup.steps + settings.rounds.minimax * game)
+    rounds = settings.rounds
+    asked = min(sites, rounds.sites or sites)
+    warmup, game = (batches_of_round(settings, phase) for phase in ("warmup", "minimax"))
+    return asked * (rounds.warmup * warmup + rounds.minimax * game)
 
 
 def export_anonymizer(run: RunFolder) -> Anonymizer:

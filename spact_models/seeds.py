@@ -46,7 +46,13 @@ def own_noise(device: torch.device) -> Iterator[None]:
 
     So that sites which train side by side in one process draw what each would draw alone.
     """
-    token = _noise.set(torch.Generator(device))
+    with _noise_from(torch.Generator(device)):
+        yield
+
+
+@contextmanager
+def _noise_from(generator: torch.Generator | np.random.Generator) -> Iterator[None]:
+    token = _noise.set(generator)
     try:
         yield
     finally:
@@ -60,17 +66,14 @@ def unknown_noise(device: torch.device) -> Iterator[None]:
     On a CPU from NumPy's generator with 128 bits of it. torch's there keeps 32 bits of any seed, few enough to try them
     all; on a GPU it keeps 53.
     """
-    generator: torch.Generator | np.random.Generator
     if device.type == "cpu":
-        generator = np.random.default_rng()
-    else:
-        generator = torch.Generator(device)
-        generator.seed()
-    token = _noise.set(generator)
-    try:
+        with _noise_from(np.random.default_rng()):
+            yield
+        return
+    generator = torch.Generator(device)
+    generator.seed()
+    with _noise_from(generator):
         yield
-    finally:
-        _noise.reset(token)
 
 
 def seed_noise(*parts: int | str) -> None:

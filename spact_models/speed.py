@@ -23,7 +23,7 @@ from spact_models.anonymizer import Anonymizer
 from spact_models.bf16 import fast_bf16
 from spact_models.minimax import Players
 from spact_models.settings import Settings
-from spact_models.views import FrameBatch
+from spact_models.views import Batch, FrameBatch, augmentation, prepare
 
 log = logging.getLogger("fedspact.speed")
 FUSED_DEVICES = ("cpu", "cuda")  # where torch has one Adam kernel for all arithmetic of a tensor
@@ -147,6 +147,17 @@ def keep_freed_memory() -> bool:
 def onto(device: torch.device, frames: FrameBatch) -> FrameBatch:
     """The batch on the device (:func:`moved`): bytes travel, floats are made there."""
     return FrameBatch(*(moved(value, device) for value in vars(frames).values()))
+
+
+def batch_on(device: torch.device, frames: FrameBatch, settings: Settings, generator: torch.Generator) -> Batch:
+    """What the loader has read, on the device and augmented there by draws of ``generator``.
+
+    ``views.source = image`` crops one picture twice.
+    """
+    sent = onto(device, frames)
+    if settings.views.source == "image":
+        sent = FrameBatch(sent.clips_BTHWC, sent.labels_B, sent.first_NTHWC, sent.first_NTHWC)
+    return prepare(sent, augmentation(settings.augment), generator, frames.labels_B)
 
 
 def moved(value: Tensor, device: torch.device) -> Tensor:

@@ -37,11 +37,6 @@ class FrameBatch:
     first_NTHWC: Tensor
     second_NTHWC: Tensor
 
-    def to(self, device: torch.device | str) -> FrameBatch:
-        """The same batch on `device`; bytes travel, floats are made there."""
-        moved = (getattr(self, field.name).to(device, non_blocking=True) for field in fields(self))
-        return FrameBatch(*moved)
-
 
 class Batch:
     """What the game plays with: float frames in [0, 1], augmented, channels before time.

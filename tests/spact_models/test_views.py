@@ -10,6 +10,7 @@ from torch import Tensor
 from spact_models import views
 from spact_models.errors import UserError
 from spact_models.game_settings import AugmentSettings
+from spact_models.speed import onto
 from spact_models.views import (
     NO_AUGMENTATION,
     AugmentConfig,
@@ -193,7 +194,7 @@ def test_prepare_draws_the_two_views_independently() -> None:
     assert prepared.labels_B.tolist() == [0, 1, -1, 2]
     for n in range(6):
         assert (prepared.first_NCTHW[n] - prepared.second_NCTHW[n]).abs().max() > 0.01
-    again = prepare(batch.to("cpu"), AugmentConfig(), generator(4))
+    again = prepare(onto(torch.device("cpu"), batch), AugmentConfig(), generator(4))
     assert torch.equal(prepared.second_NCTHW, again.second_NCTHW)
 
 
